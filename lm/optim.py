@@ -1,0 +1,345 @@
+"""Learning-rate schedules and optimizers, all of them optax's.
+
+`make_schedule` gives the learning rate of every update; `make_optimizer` gives one transformation:
+
+    gradient → + penalties (L1, L2) → clip by global norm → rule with decoupled weight decay, times −learning rate
+
+Which parameter is decayed, and which ones Muon orthogonalises, follows from parameter names through the pattern
+lists below. Arithmetic is float32 whatever the parameters' or the stored moments' precision.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from lm import tree
+from lm.errors import check
+
+# Weight decay and penalties act on matrices. Norms, biases and embeddings are left alone, as in GPT-2 and GPT-3.
+DECAY: tuple[tuple[str, bool], ...] = (
+    (r"(.*/)?(scale|bias|embedding)", False),
+    (r"(.*/)?kernel", True),
+)
+
+# Which axes of a kernel are its input (reduction) and output; other axes (layers, experts) are a batch of matrices,
+# each orthogonalised by itself. Counted from the end, so that stacked and single layers read alike.
+# None: not Muon's. The head is a matrix, but its output axis is a vocabulary, for which Muon's author keeps Adam.
+MUON: tuple[tuple[str, contrib.MuonDimensionNumbers | None], ...] = (
+    (r"(.*/)?(scale|bias|embedding)", None),
+    (r"head/kernel", None),
+    (r"(.*/)?attention/(query|key|value)/kernel", contrib.MuonDimensionNumbers(-3, (-2, -1))),
+    (r"(.*/)?attention/out/kernel", contrib.MuonDimensionNumbers((-3, -2), -1)),
+    (r"(.*/)?mlp/(up|gate|down)/kernel", contrib.MuonDimensionNumbers(-2, -1)),
+)
+
+# Rules with decoupled weight decay. The others take an L2 penalty, as in their papers.
+DECOUPLED = ("adamw", "adafactor", "lion", "muon")
+
+# Rules that keep a second moment as an average with decay beta2.
+_AVERAGES_SQUARES = ("adamw", "adam", "adadelta", "muon")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimizer, learning-rate schedule and regularisation."""
+
+    optimizer: Literal["adamw", "adam", "sgd", "adagrad", "adadelta", "adafactor", "lion", "muon"] = "adamw"
+    """The update rule."""
+    peak_lr: float = 3e-4
+    """Highest learning rate. For adafactor it is relative to the root mean square of each parameter."""
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd"] = "cosine"
+    """Course of the learning rate after the warmup; wsd (warmup, stable, decay) is constant, then linear."""
+    final_lr_fraction: float = 0.1
+    """Where linear, cosine and wsd end, as a fraction of peak_lr."""
+    warmup: float = 0.01
+    """Linear warmup from 0: a fraction of the run when below 1, else a number of steps."""
+    decay: float = 0.2
+    """Final decay of wsd: a fraction of the run when below 1, else a number of steps."""
+    beta1: float = 0.9
+    """Decay of the first moment (adamw, adam, lion, and the Adam part of muon)."""
+    beta2: float = 0.95
+    """Decay of the second moment (adamw, adam, adadelta, the Adam part of muon); for lion, of its momentum."""
+    epsilon: float = 1e-8
+    """Added to denominators (not for adafactor and lion). Adadelta's paper has 1e-6."""
+    momentum: float = 0.9
+    """Momentum of sgd; 0 is plain SGD."""
+    weight_decay: float = 0.1
+    """Each update also takes learning rate x weight_decay of a parameter off it (adamw, adafactor, lion, muon)."""
+    decay_everything: bool = False
+    """Apply weight_decay, l1 and l2 to norms, biases and embeddings too, not to matrices only."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient; 0 turns clipping off."""
+    l1: float = 0.0
+    """Penalty l1 x sum |p| in the objective; its gradient is added before clipping, its value not to the loss."""
+    l2: float = 0.0
+    """Penalty l2 / 2 x sum p^2 in the objective (torch's weight_decay of Adam and SGD), added as l1 is."""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which moments are stored; updates are computed in float32."""
+    muon_momentum: float = 0.95
+    """Nesterov momentum of muon."""
+    muon_steps: int = 5
+    """Newton-Schulz iterations of muon."""
+    muon_rms: float = 0.2
+    """Root mean square of muon's updates per learning rate: 0.2 is AdamW's, so its rates carry over; 0 scales by
+    sqrt(max(1, out / in)) instead, as Muon's author does (then peak_lr is near 0.02)."""
+    muon_adam_lr_fraction: float = 1.0
+    """Learning rate of muon's other parameters (embeddings, norms, biases, head; AdamW), as a fraction of peak_lr."""
+
+
+def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the number of updates done.
+
+    Update s (0-based) of a run of S updates with W warmup updates uses
+
+    - s < W: `peak * (s + 1) / W`, so the first update already moves and update W - 1 has the full rate;
+    - s >= W, with progress x = (s - W) / (S - W) and final = `final_lr_fraction * peak`:
+      constant: `peak`;
+      linear: `peak + x * (final - peak)`;
+      cosine: `final + (peak - final) * (1 + cos(pi * x)) / 2` (https://arxiv.org/abs/1608.03983, one period);
+      inverse_sqrt: `peak * sqrt(max(W, 1) / (s + 1))` (https://arxiv.org/abs/1706.03762);
+      wsd: `peak`, and over the last D updates linear with x = (s - (S - D)) / D
+      (https://arxiv.org/abs/2404.06395; linear as in https://arxiv.org/abs/2405.18392).
+
+    `final` would be update S's rate, one past the run: no update of the run has rate 0 even if `final` is 0.
+
+    Returns:
+        A function from a step (integer or integer array) to a float32 scalar.
+    """
+    check(total_steps >= 1, f"a run of {total_steps} steps; it needs at least 1: make the run longer")
+    _check_choice(config, "schedule")
+    _check_positive(config, "peak_lr")
+    _check_range(config, "final_lr_fraction", 0, 1)
+    warmup = _as_steps(config, "warmup", total_steps)
+    peak, final = config.peak_lr, config.final_lr_fraction * config.peak_lr
+    after = max(total_steps - warmup, 1)
+
+    main: optax.Schedule
+    match config.schedule:
+        case "constant":
+            main = optax.constant_schedule(peak)
+        case "linear":
+            main = optax.linear_schedule(peak, final, after)
+        case "cosine":
+            main = optax.cosine_decay_schedule(peak, after, alpha=config.final_lr_fraction)
+        case "inverse_sqrt":
+            main = _inverse_sqrt_schedule(peak, warmup)
+        case "wsd":
+            decay = _as_steps(config, "decay", total_steps)
+            check(
+                warmup + decay <= total_steps,
+                f"warmup {warmup} + decay {decay} steps exceed the run of {total_steps} steps:"
+                " shorten one of them or lengthen the run",
+            )
+            main = optax.linear_schedule(peak, final, decay, transition_begin=total_steps - decay - warmup)
+    if warmup:
+        main = optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1), main], [warmup])
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        return jnp.asarray(main(count), jnp.float32)
+
+    return schedule
+
+
+def make_optimizer(config: OptimConfig, schedule: optax.Schedule, params: Any) -> optax.GradientTransformation:
+    """The whole optimizer; use it as `updates, state = tx.update(grads, state, params)`.
+
+    Args:
+        config: the rule and its settings.
+        schedule: the learning rate as a function of the number of updates done.
+        params: the parameter tree (arrays or `jax.ShapeDtypeStruct`s); only its paths are read.
+
+    Returns:
+        A transformation whose `init` and `update` are pure and can be jitted. Its updates are float32, to be added to
+        the parameters with `optax.apply_updates`. Moments in its state have paths that end with their parameter's.
+    """
+    _check_optimizer(config)
+    decayed = decay_mask(config, params)
+    # A stage that is off stays in its place, so that the state's paths (a checkpoint's) do not depend on it.
+    off = optax.identity()
+    stages = optax.chain(
+        optax.masked(_add_l1_gradient(config.l1), decayed) if config.l1 else off,
+        optax.add_decayed_weights(config.l2, decayed) if config.l2 else off,
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else off,
+        _make_rule(config, schedule, params, decayed),
+    )
+    return _compute_in_float32(stages, jnp.dtype(config.moment_dtype))
+
+
+def decay_mask(config: OptimConfig, params: Any) -> Any:
+    """A tree shaped like `params`: True where weight decay and the penalties act."""
+    return tree.match_patterns(params, ((".*", True),) if config.decay_everything else DECAY)
+
+
+def _make_rule(
+    config: OptimConfig, schedule: optax.Schedule, params: Any, decayed: Any
+) -> optax.GradientTransformation:
+    b1, b2, eps, weight_decay = config.beta1, config.beta2, config.epsilon, config.weight_decay
+    match config.optimizer:
+        case "adamw":
+            return optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=decayed)
+        case "adam":
+            return optax.adam(schedule, b1, b2, eps)
+        case "sgd":
+            return optax.sgd(schedule, momentum=config.momentum or None)
+        case "adagrad":
+            return optax.adagrad(schedule, initial_accumulator_value=0.0, eps=eps)
+        case "adadelta":
+            return optax.adadelta(schedule, rho=b2, eps=eps)
+        case "adafactor":
+            # optax adds this decay after the learning rate, so the rate must be in it to mean what it means elsewhere.
+            return optax.adafactor(
+                schedule, weight_decay_rate=_scaled(schedule, weight_decay), weight_decay_mask=decayed
+            )
+        case "lion":
+            return optax.lion(schedule, b1, b2, weight_decay=weight_decay, mask=decayed)
+        case "muon":
+            return _make_muon(config, schedule, params, decayed)
+
+
+def _make_muon(
+    config: OptimConfig, schedule: optax.Schedule, params: Any, decayed: Any
+) -> optax.GradientTransformation:
+    """Muon for the layers' matrices, AdamW for everything else."""
+    dimensions = tree.match_patterns(params, MUON)
+
+    def is_rule(node: Any) -> bool:
+        return node is None or isinstance(node, contrib.MuonDimensionNumbers)
+
+    labels = jax.tree.map(lambda d: "adam" if d is None else "muon", dimensions, is_leaf=is_rule)
+    # `contrib.muon` brings an Adam of its own, but a Nesterov one, and without a decay mask. It therefore sees
+    # its own parameters only: the others are masked in the tree, so they must be in the dimensions as well.
+    dimensions = jax.tree.map(lambda d: optax.MaskedNode() if d is None else d, dimensions, is_leaf=is_rule)
+    muon = contrib.muon(
+        schedule,
+        ns_steps=config.muon_steps,
+        beta=config.muon_momentum,
+        weight_decay=config.weight_decay,
+        weight_decay_mask=decayed,
+        muon_weight_dimension_numbers=dimensions,
+        consistent_rms=config.muon_rms or None,
+    )
+    adam = optax.adamw(
+        _scaled(schedule, config.muon_adam_lr_fraction),
+        config.beta1,
+        config.beta2,
+        config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+    )
+    return optax.partition({"muon": muon, "adam": adam}, labels)
+
+
+def _compute_in_float32(inner: optax.GradientTransformation, moment_dtype: jnp.dtype) -> optax.GradientTransformation:
+    """Runs `inner` on float32 gradients, parameters and state, and stores its moments as `moment_dtype`.
+
+    A moment is a floating-point leaf of the state whose path ends with a parameter's; other leaves (step counts,
+    Muon's coefficients) keep their type.
+    """
+
+    def is_floating(x: jax.Array) -> bool:
+        return jnp.issubdtype(x.dtype, jnp.floating)
+
+    def to_float32(values: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(jnp.float32) if is_floating(x) else x, values)
+
+    def init(params: optax.Params) -> optax.OptState:
+        suffixes = tuple("/" + path for path, _ in tree.path_leaves(params))
+
+        def store(path: jax.tree_util.KeyPath, x: jax.Array) -> jax.Array:
+            is_moment = is_floating(x) and ("/" + tree.path_string(path)).endswith(suffixes)
+            return x.astype(moment_dtype) if is_moment else x
+
+        return jax.tree.map_with_path(store, inner.init(to_float32(params)))
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        updates, new_state = inner.update(to_float32(updates), to_float32(state), to_float32(params))
+        return updates, jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _add_l1_gradient(strength: float) -> optax.GradientTransformation:
+    """Adds the (sub)gradient of `strength * sum |p|`."""
+    return optax.stateless_with_tree_map(lambda g, p: g + strength * jnp.sign(p))
+
+
+def _inverse_sqrt_schedule(peak: float, warmup: int) -> optax.Schedule:
+    """`peak` at the last update of the warmup, then falling with the root of the updates made; counts from its end."""
+    unit = max(warmup, 1)
+    return lambda count: peak * jnp.sqrt(unit / (count + warmup + 1))
+
+
+def _scaled(schedule: optax.Schedule, factor: float) -> Callable[[jax.typing.ArrayLike], jax.Array]:
+    return lambda count: factor * jnp.asarray(schedule(count))
+
+
+def _as_steps(config: OptimConfig, name: str, total_steps: int) -> int:
+    """A duration setting as a number of steps: below 1 a fraction of the run, else steps already."""
+    value = getattr(config, name)
+    check(
+        0 <= value < 1 or (value >= 1 and float(value).is_integer()),
+        f"{name} {value}: give a fraction of the run in [0, 1), or a whole number of steps from 1 on",
+    )
+    steps = round(value * total_steps) if value < 1 else int(value)
+    check(
+        steps <= total_steps,
+        f"{name} of {steps} steps is longer than the run of {total_steps}: give at most {total_steps}, or a fraction",
+    )
+    return steps
+
+
+def _check_optimizer(config: OptimConfig) -> None:
+    """Refuses settings that cannot work, or that would be ignored in silence."""
+    name = config.optimizer
+    _check_choice(config, "optimizer")
+    _check_choice(config, "moment_dtype")
+    for decay in ("beta1", "beta2", "momentum", "muon_momentum"):
+        _check_range(config, decay, 0, 1, open_end=True)
+    for positive in ("epsilon", "muon_adam_lr_fraction"):
+        _check_positive(config, positive)
+    for strength in ("weight_decay", "clip_norm", "l1", "l2", "muon_rms"):
+        _check_range(config, strength, 0, math.inf)
+    check(config.muon_steps >= 1, f"muon_steps {config.muon_steps}: give at least 1 (5 is usual)")
+    check(
+        name in DECOUPLED or config.weight_decay == 0,
+        f"weight_decay {config.weight_decay} with {name}: only {', '.join(DECOUPLED)} have it; set weight_decay to 0,"
+        " and l2 for a penalty",
+    )
+    if config.moment_dtype == "bfloat16":
+        # bfloat16 has 8 significant bits: a change by less than 1/256 of the value may be rounded away, every time.
+        check(
+            name not in ("adagrad", "adafactor"),
+            f"moment_dtype bfloat16 with {name}: its second moment would stop changing within about a thousand steps;"
+            " use float32",
+        )
+        check(
+            name not in _AVERAGES_SQUARES or 1 - config.beta2 >= 1 / 256,
+            f"beta2 {config.beta2} with moment_dtype bfloat16: the second moment would never decay;"
+            " use beta2 of at most 0.996, or float32",
+        )
+
+
+def _check_choice(config: OptimConfig, name: str) -> None:
+    value, allowed = getattr(config, name), get_args(OptimConfig.__annotations__[name])
+    check(value in allowed, f"{name} {value!r}: choose one of {', '.join(allowed)}")
+
+
+def _check_positive(config: OptimConfig, name: str) -> None:
+    value = getattr(config, name)
+    check(0 < value < math.inf, f"{name} {value}: give a number above 0")
+
+
+def _check_range(config: OptimConfig, name: str, low: float, high: float, *, open_end: bool = False) -> None:
+    value = getattr(config, name)
+    inside = low <= value < high if open_end or high == math.inf else low <= value <= high
+    end = "below" if open_end else "at most"
+    limits = f"of at least {low}" if high == math.inf else f"of at least {low} and {end} {high}"
+    check(inside, f"{name} {value}: give a number {limits}")

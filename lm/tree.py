@@ -1,0 +1,76 @@
+"""Parameter trees by path: names such as `layers/attention/query/kernel`, and values given to them by patterns.
+
+Freezing, weight decay and per-group rules all choose parameters in this one way: an ordered list of
+`(pattern, value)` in which the first match wins and every parameter must match something, so that a parameter
+added later is never treated by accident.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from lm.errors import UserError, check
+
+Value = TypeVar("Value")
+
+# How many parameters an error message spells out.
+_NAMED_IN_ERROR = 8
+
+
+def path_string(path: jax.tree_util.KeyPath) -> str:
+    """A JAX key path as `/`-joined names: dict keys, attribute names and sequence indices alike."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def path_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of `tree` with their paths, in JAX's flattening order."""
+    return [(path_string(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def match_patterns(tree: Any, rules: Sequence[tuple[str, Value]]) -> Any:
+    """Gives every leaf of `tree` the value of the first rule whose pattern matches its whole path.
+
+    Args:
+        tree: any tree; only its paths are read.
+        rules: `(regular expression, value)` pairs, tried in order with `re.fullmatch`.
+
+    Returns:
+        A tree shaped like `tree` that holds the values. A value of `None` stands where a leaf stood, as
+        `MuonDimensionNumbers` and masks in optax expect it.
+
+    Raises:
+        UserError: a leaf matches no pattern, or a pattern is not a regular expression.
+    """
+    compiled = [(_compile(pattern), value) for pattern, value in rules]
+    values, uncovered = [], []
+    for path, _ in path_leaves(tree):
+        for pattern, value in compiled:
+            if pattern.fullmatch(path):
+                values.append(value)
+                break
+        else:
+            uncovered.append(path)
+    shown = ", ".join(uncovered[:_NAMED_IN_ERROR]) + (", …" if len(uncovered) > _NAMED_IN_ERROR else "")
+    check(
+        not uncovered,
+        f"{len(uncovered)} parameter(s) match no pattern: {shown}; the patterns are"
+        f" {', '.join(repr(pattern) for pattern, _ in rules)}; add one that covers them ('.*' covers the rest)",
+    )
+    return jax.tree.unflatten(jax.tree.structure(tree), values)
+
+
+def count_parameters(tree: Any) -> int:
+    """The number of scalars in `tree`, whose leaves are arrays or `jax.ShapeDtypeStruct`s."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"{pattern!r} is not a regular expression ({error}); write one that matches whole parameter paths"
+        ) from error
