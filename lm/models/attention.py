@@ -1,0 +1,311 @@
+"""Attention: its masks, its implementations and the block of projections around it.
+
+Axis letters, used all over this package:
+
+    B batch   T query time   S key time   D embed   N heads   K key/value heads   G = N / K   H head dim
+    F mlp     V vocab        L layers     E experts
+"""
+
+import functools
+import logging
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lm.models.layers import Dense, Initializer, Norm, constrain, rotate
+
+Array = jax.Array
+log = logging.getLogger(__name__)
+
+# Queries are cut into this many blocks, each against the keys up to its own end: the upper triangle that a full
+# product would compute and throw away shrinks from 1/2 to 1/8 of the work.
+QUERY_BLOCKS = 4
+
+
+def attention_mask(
+    query_at: Array,
+    key_at: Array,
+    *,
+    causal: bool,
+    window: int | None,
+    query_segments: Array | None = None,
+    key_segments: Array | None = None,
+) -> Array | None:
+    """Which keys each query may see: bool `[B or 1, T, S]`, True = sees; None when all may see all.
+
+    Args:
+      query_at: int32 `[B or 1, T]`, the place of each query on the time axis (not its position embedding).
+      key_at: int32 `[B or 1, S]`.
+      causal: a query sees no later key.
+      window: a query sees its own place and the `window - 1` before it (and, if not causal, as many after).
+      query_segments: int32 `[B, T]`; with `key_segments` `[B, S]`, only equal segments see each other.
+    """
+    allowed = []
+    distance = query_at[:, :, None] - key_at[:, None, :]
+    if causal:
+        allowed.append(distance >= 0)
+    if window is not None:
+        allowed.append(jnp.abs(distance) < window)
+    if query_segments is not None and key_segments is not None:
+        allowed.append(query_segments[:, :, None] == key_segments[:, None, :])
+    return functools.reduce(jnp.logical_and, allowed) if allowed else None
+
+
+def softmax_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    *,
+    softcap: float = 0.0,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+) -> Array:
+    """Attention written out: `[B, T, N, H]`, `[B, S, K, H]` twice, bool `[B or 1, T, S]` to `[B, T, N, H]`.
+
+    Scores and softmax are float32. `softcap` c bounds scores as `c * tanh(scores / c)` (Gemma 2, arXiv:2408.00118);
+    dropout acts on the probabilities.
+    """
+    B, T, N, H = query.shape
+    K = key.shape[2]
+    query = query.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", query, key, preferred_element_type=jnp.float32) / math.sqrt(H)
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    # The sum divides the product with the values, [T, H], not the probabilities, [T, S].
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    total = jnp.sum(weights, axis=-1)
+    if dropout_rate > 0.0 and dropout_key is not None:
+        keep = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, weights.shape)
+        weights = jnp.where(keep, weights / (1.0 - dropout_rate), 0.0)
+    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    out = out / total.transpose(0, 3, 1, 2)[..., None]
+    return out.astype(query.dtype).reshape(B, T, N, H)
+
+
+def blocked_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    window: int | None,
+    segments: Array | None,
+    softcap: float,
+    dropout_rate: float,
+    dropout_key: Array | None,
+) -> Array:
+    """Causal self-attention in query blocks, each against only the keys it can see; shapes as `softmax_attention`."""
+    T = query.shape[1]
+    size = math.ceil(T / QUERY_BLOCKS)
+    out = []
+    for start in range(0, T, size):
+        stop = min(start + size, T)
+        first = 0 if window is None else max(0, start - window + 1)
+        mask = attention_mask(
+            jnp.arange(start, stop)[None],
+            jnp.arange(first, stop)[None],
+            causal=True,
+            window=window,
+            query_segments=None if segments is None else segments[:, start:stop],
+            key_segments=None if segments is None else segments[:, first:stop],
+        )
+        dropout = None if dropout_key is None else jax.random.fold_in(dropout_key, start)
+        part = functools.partial(softmax_attention, softcap=softcap, dropout_rate=dropout_rate, dropout_key=dropout)
+        out.append(part(query[:, start:stop], key[:, first:stop], value[:, first:stop], mask))
+    return jnp.concatenate(out, axis=1)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.warning(message)
+
+
+def choose_implementation(
+    requested: str, *, platform: str, dtype: Any, causal: bool, segments: bool, softcap: bool, dropout: bool
+) -> str:
+    """The implementation that computes what was asked for: `xla`, `cudnn` or `blocked`.
+
+    cuDNN's kernels know neither segments, dropout of this kind nor a soft cap, and take only half precision; the
+    `xla` path of `jax.nn` has no dropout and no soft cap. Where the request can't serve, the nearest that can is taken
+    and the reason logged once: a kernel that silently ignored a segment would train on leaked documents.
+    """
+    half = jnp.dtype(dtype).itemsize == 2
+    if requested == "auto":
+        if platform == "gpu" and half and not (softcap or dropout or segments):
+            return "cudnn"
+        choice = "blocked" if (platform == "cpu" and causal) or softcap or dropout else "xla"
+        if platform == "gpu":
+            why = {"segments": segments, "soft cap": softcap, "dropout": dropout, "float32": not half}
+            reasons = ", ".join(name for name, there in why.items() if there)
+            _say_once(f"attention: cuDNN does not serve {reasons}; using the slower {choice!r} implementation")
+        return choice
+    if requested == "cudnn" and (softcap or dropout or segments or not half):
+        choice = "blocked" if softcap or dropout else "xla"
+        _say_once(
+            "attention: 'cudnn' needs 16-bit inputs and no segments, soft cap or dropout;"
+            f" using the slower {choice!r} implementation"
+        )
+        return choice
+    if requested == "xla" and (softcap or dropout):
+        _say_once("attention: 'xla' has no soft cap and no dropout; using the 'blocked' implementation")
+        return "blocked"
+    return requested
+
+
+def self_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    implementation: str = "auto",
+    causal: bool = True,
+    window: int | None = None,
+    segments: Array | None = None,
+    softcap: float = 0.0,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+) -> Array:
+    """Self-attention by the chosen implementation.
+
+    Args:
+      query: `[B, T, N, H]`.
+      key: `[B, T, K, H]`, N a multiple of K.
+      value: `[B, T, K, H]`.
+      implementation: `auto`, `xla`, `cudnn` or `blocked`.
+      causal: a query sees no later key.
+      window: see `attention_mask`.
+      segments: int32 `[B, T]`, or None for a stream without documents to separate.
+      softcap: bound on the scores, 0 = none.
+      dropout_rate: of the attention probabilities; needs `dropout_key`.
+      dropout_key: a PRNG key, or None when not training.
+
+    Returns:
+      `[B, T, N, H]` in the query's dtype.
+    """
+    dropout = dropout_rate > 0.0 and dropout_key is not None
+    choice = choose_implementation(
+        implementation,
+        platform=jax.default_backend(),
+        dtype=query.dtype,
+        causal=causal,
+        segments=segments is not None,
+        softcap=softcap > 0.0,
+        dropout=dropout,
+    )
+    if choice == "blocked":
+        rest = {"softcap": softcap, "dropout_rate": dropout_rate, "dropout_key": dropout_key}
+        if causal:
+            return blocked_attention(query, key, value, window=window, segments=segments, **rest)
+        at = jnp.arange(query.shape[1])[None]
+        mask = attention_mask(
+            at, at, causal=False, window=window, query_segments=segments, key_segments=segments
+        )
+        return softmax_attention(query, key, value, mask, **rest)
+    mask = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
+    before = None if window is None else (window - 1, 0 if causal else window - 1)
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, is_causal=causal, local_window_size=before, implementation=choice
+    )
+
+
+class Attention(nn.Module):
+    """Query, key, value and output projections around `self_attention`, or around a cache while decoding."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    use_bias: bool
+    qk_norm: bool
+    norm_epsilon: float
+    implementation: str
+    causal: bool
+    window: int | None
+    softcap: float
+    dropout_rate: float
+    kernel_init: Initializer
+    out_init: Initializer
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        segments: Array | None,
+        angles: tuple[Array, Array] | None,
+        cache: dict[str, Array] | None,
+        cache_at: Array | None,
+        deterministic: bool,
+    ) -> tuple[Array, dict[str, Array] | None]:
+        """Attends over `x` `[B, T, D]`, or over the cache once `x` is written into it.
+
+        Args:
+          x: `[B, T, D]`.
+          segments: int32 `[B, T]` or None.
+          angles: rotary cosines and sines, or None.
+          cache: `key` and `value`, `[B, S, K, H]` each, or None when not decoding.
+          cache_at: int32 `[B, T]`, the cache slot of each token; equal to its place in the sequence.
+          deterministic: no dropout.
+
+        Returns:
+          `[B, T, D]`, and the cache with the new keys and values.
+        """
+
+        def project(name: str, heads: int, axis: str) -> Dense:
+            features, axes = (heads, self.head_dim), ("embed", axis, "head_dim")
+            return Dense(features, axes, self.use_bias, self.kernel_init, self.dtype, self.param_dtype, name=name)
+
+        query = project("query", self.n_heads, "heads")(x)
+        key = project("key", self.n_kv_heads, "kv")(x)
+        value = project("value", self.n_kv_heads, "kv")(x)
+        if self.qk_norm:
+            norm = functools.partial(Norm, "rmsnorm", self.norm_epsilon, False, self.dtype, self.param_dtype)
+            query, key = norm(name="query_norm")(query), norm(name="key_norm")(key)
+        if angles is not None:
+            query, key = rotate(query, angles), rotate(key, angles)
+        query = constrain(query, "batch", "length", "activation_heads", None)
+        key = constrain(key, "batch", "length", "activation_kv", None)
+        value = constrain(value, "batch", "length", "activation_kv", None)
+
+        if cache is None:
+            dropout_key = None if deterministic or self.dropout_rate == 0.0 else self.make_rng("dropout")
+            out = self_attention(
+                query,
+                key,
+                value,
+                implementation=self.implementation,
+                causal=self.causal,
+                window=self.window,
+                segments=segments,
+                softcap=self.softcap,
+                dropout_rate=self.dropout_rate,
+                dropout_key=dropout_key,
+            )
+        else:
+            assert cache_at is not None
+            rows = jnp.arange(x.shape[0])[:, None]
+            cache = {
+                "key": cache["key"].at[rows, cache_at].set(key.astype(cache["key"].dtype)),
+                "value": cache["value"].at[rows, cache_at].set(value.astype(cache["value"].dtype)),
+            }
+            # Slots past a row's own end hold nothing yet; causality hides them.
+            slots = jnp.arange(cache["key"].shape[1])[None]
+            mask = attention_mask(cache_at, slots, causal=True, window=self.window)
+            keys, values = cache["key"].astype(self.dtype), cache["value"].astype(self.dtype)
+            out = softmax_attention(query, keys, values, mask, softcap=self.softcap)
+        dense = Dense(
+            (x.shape[-1],),
+            ("heads", "head_dim", "embed"),
+            self.use_bias,
+            self.out_init,
+            self.dtype,
+            self.param_dtype,
+            n_in=2,
+            name="out",
+        )
+        return dense(out), cache

@@ -1,0 +1,196 @@
+"""Projections, norms, embeddings, rotary positions and the feed-forward block.
+
+Every matrix is a parameter named `kernel`, every table `embedding`, every norm `scale`, every offset `bias`, each in a
+submodule of its own: an added parameter then leaves the random keys, and so the initial values, of the others alone.
+Axis letters are explained once, in `lm.models.attention`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Array = jax.Array
+Initializer = Callable[..., Array]
+
+GATED = {"swiglu": "silu", "geglu": "gelu"}
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+}
+
+
+def partitioned(init: Initializer, names: Sequence[str | None]) -> Initializer:
+    """`init` with logical axis names attached to what it returns."""
+    return nn.with_logical_partitioning(init, tuple(names))
+
+
+def constrain(x: Array, *names: str | None) -> Array:
+    """Constrains an activation's layout by logical axis names; does nothing outside a mesh."""
+    return nn.with_logical_constraint(x, names)
+
+
+class Dense(nn.Module):
+    """A linear map over the trailing `n_in` axes of its input, onto `features`.
+
+    The product runs as one matrix product `[rows, in] @ [in, out]`: on CPUs XLA multiplies a batch of matrices
+    `[B, T, in]` far slower than the same numbers laid out as rows.
+    """
+
+    features: tuple[int, ...]
+    axes: tuple[str | None, ...]  # logical names of the kernel's axes: inputs, then features
+    use_bias: bool
+    kernel_init: Initializer
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    n_in: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[..., *in]` to `[..., *features]`."""
+        lead, in_shape = x.shape[: -self.n_in], x.shape[-self.n_in :]
+        init = partitioned(self.kernel_init, self.axes)
+        kernel = self.param("kernel", init, (*in_shape, *self.features), self.param_dtype).astype(self.dtype)
+        rows = x.astype(self.dtype).reshape(math.prod(lead), math.prod(in_shape))
+        y = rows @ kernel.reshape(math.prod(in_shape), math.prod(self.features))
+        if self.use_bias:
+            init = partitioned(nn.initializers.zeros, self.axes[self.n_in :])
+            bias = self.param("bias", init, self.features, self.param_dtype)
+            y = y + bias.astype(self.dtype).reshape(-1)
+        return y.reshape(*lead, *self.features)
+
+
+class Norm(nn.Module):
+    """Layer norm (arXiv:1607.06450) or RMS norm (arXiv:1910.07467) over the last axis, computed in float32."""
+
+    kind: str
+    epsilon: float
+    use_bias: bool
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    axis: str = "norm"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Same shape as `x`, in the compute dtype."""
+        dim = x.shape[-1]
+        scale = self.param("scale", partitioned(nn.initializers.ones, (self.axis,)), (dim,), self.param_dtype)
+        x = x.astype(jnp.float32)
+        if self.kind == "layernorm":
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+        # Of centred values the mean square is the variance, without the cancellation of E[x^2] - E[x]^2.
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        x = x * scale.astype(jnp.float32)
+        if self.use_bias and self.kind == "layernorm":
+            bias = self.param("bias", partitioned(nn.initializers.zeros, (self.axis,)), (dim,), self.param_dtype)
+            x = x + bias.astype(jnp.float32)
+        return x.astype(self.dtype)
+
+
+class Embed(nn.Module):
+    """A table of vectors, `[rows, D]`, read by index."""
+
+    rows: int
+    features: int
+    axes: tuple[str | None, str | None]
+    table_init: Initializer
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    def setup(self) -> None:
+        """Declares the table."""
+        shape = (self.rows, self.features)
+        self.embedding = self.param("embedding", partitioned(self.table_init, self.axes), shape, self.param_dtype)
+
+    def __call__(self, ids: Array) -> Array:
+        """int32 `[...]` to `[..., D]`."""
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+
+    def attend(self, x: Array) -> Array:
+        """`[..., D]` to float32 scores `[..., rows]`: the output head that shares this table."""
+        return scores(x, self.embedding.astype(self.dtype).T)
+
+
+def scores(x: Array, kernel: Array) -> Array:
+    """`[..., D] @ [D, V]`, operands in their own dtype, accumulated and returned in float32."""
+    rows = x.reshape(-1, x.shape[-1])
+    out = jax.lax.dot(rows, kernel, preferred_element_type=jnp.float32)
+    return out.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+class Head(nn.Module):
+    """An output head with a matrix of its own, `[D, V]`."""
+
+    vocab_size: int
+    kernel_init: Initializer
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[..., D]` to float32 scores `[..., V]`."""
+        init = partitioned(self.kernel_init, ("embed", "vocab"))
+        kernel = self.param("kernel", init, (x.shape[-1], self.vocab_size), self.param_dtype)
+        return scores(x, kernel.astype(self.dtype))
+
+
+class Mlp(nn.Module):
+    """Two projections around an activation, or the gated form `down(act(gate(x)) * up(x))` (arXiv:2002.05202)."""
+
+    d_ff: int
+    activation: str
+    use_bias: bool
+    kernel_init: Initializer
+    out_init: Initializer
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[B, T, D]` to `[B, T, D]`."""
+
+        def project(name: str, features: int, axes: tuple[str, str], init: Initializer) -> Dense:
+            return Dense((features,), axes, self.use_bias, init, self.dtype, self.param_dtype, name=name)
+
+        hidden = project("up", self.d_ff, ("embed", "mlp"), self.kernel_init)(x)
+        if self.activation in GATED:
+            gate = project("gate", self.d_ff, ("embed", "mlp"), self.kernel_init)(x)
+            hidden = ACTIVATIONS[GATED[self.activation]](gate) * hidden
+        else:
+            hidden = ACTIVATIONS[self.activation](hidden)
+        hidden = constrain(hidden, "batch", "length", "activation_mlp")
+        return project("down", x.shape[-1], ("mlp", "embed"), self.out_init)(hidden)
+
+
+def sinusoidal(positions: Array, d_model: int) -> Array:
+    """Fixed position vectors (arXiv:1706.03762, section 3.5): int32 `[B, T]` to float32 `[B, T, D]`.
+
+    Sines fill the even and cosines the odd features, as in the paper.
+    """
+    rates = jnp.exp(jnp.arange(0, d_model, 2, dtype=jnp.float32) * (-math.log(10_000.0) / d_model))
+    angles = positions[..., None].astype(jnp.float32) * rates
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, -1)[..., :d_model]
+
+
+def rotary_angles(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+    """Cosines and sines for `rotate`: int32 `[B, T]` to two float32 `[B, T, 1, H/2]`."""
+    rates = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None, None].astype(jnp.float32) * rates
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
+    """Rotary positions (arXiv:2104.09864) on `[B, T, N, H]`.
+
+    Feature i turns with feature i + H/2, the layout of LLaMA weights as Hugging Face stores them; the paper's
+    interleaved pairs are a permutation of it.
+    """
+    cos, sin = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
