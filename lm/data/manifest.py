@@ -1,0 +1,126 @@
+"""What a prepared dataset says about itself, and where its files are.
+
+A dataset is one folder, `ROOT/NAME/FINGERPRINT/1.0.0`, that TFDS reads as it stands (`dataset_info.json`,
+`features.json`, ArrayRecord shards). Beside those files lie
+
+- `manifest.json`, a `Manifest`: counts, settings and the fingerprints of what was read;
+- `tokenizer/`, for `lm.text.tokenizer.load_tokenizer`;
+- `index/SPLIT.records.npy`, int64 `[records + 1]`: the tokens before each record, and their total at the end;
+- `index/SPLIT.documents.npy`, int64 `[documents + 1]`: the tokens before each document, and their total.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm.errors import UserError, check
+
+FORMAT_VERSION = 1
+"""Raised whenever the bytes of a dataset change for the same settings and sources."""
+DATASET_VERSION = "1.0.0"
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FOLDER = "tokenizer"
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitCounts:
+    """The size of one split."""
+
+    documents: int
+    """Documents written."""
+    records: int
+    """ArrayRecord records; a long document takes several."""
+    tokens: int
+    """Tokens, one end-of-document token per document included."""
+    bytes: int
+    """UTF-8 bytes of the documents' text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """One file that was read."""
+
+    path: str
+    """Path below the folder that the source names, with forward slashes."""
+    bytes: int
+    """Size on disk."""
+    blake2b: str
+    """128-bit BLAKE2b of the content on disk, in hex."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of `manifest.json`."""
+
+    name: str
+    """The dataset's name (`DataConfig.name`)."""
+    format_version: int
+    """`FORMAT_VERSION` of the code that wrote it."""
+    fingerprint: str
+    """12 hex digits: settings, tokenizer and source content."""
+    settings: dict[str, Any]
+    """The settings that shaped it: {"data": ..., "tokenizer": ...}."""
+    splits: dict[str, SplitCounts]
+    """The splits that hold documents; always `train`."""
+    skipped_documents: int
+    """Documents left out because they hold nothing but whitespace."""
+    sources: dict[str, list[SourceFile]]
+    """Files read, by the setting that names them: source, validation_source, test_source."""
+    tokenizer_fingerprint: str
+    """`Tokenizer.fingerprint()`."""
+    vocab_size: int
+    """`Tokenizer.vocab_size`."""
+    eos_id: int
+    """`Tokenizer.eos_id`, the token that ends each document."""
+    files: dict[str, int]
+    """Size in bytes of every other file of the dataset, so that a partial copy shows."""
+
+
+def index_path(folder: Path, split: str, of: str) -> Path:
+    """Path of an index file of `split`; `of` is "records" or "documents"."""
+    return folder / "index" / f"{split}.{of}.npy"
+
+
+def save_manifest(manifest: Manifest, folder: Path) -> None:
+    """Writes `manifest.json` into `folder`."""
+    text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
+    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Reads the manifest of the dataset in `folder` and checks that its files are there, by size.
+
+    Raises:
+      UserError: if there is no dataset, it is incomplete, or another version of this code wrote it.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        version = raw["format_version"]
+        check(
+            version == FORMAT_VERSION,
+            f"{folder} has dataset format {version}; this version reads {FORMAT_VERSION}: run prepare again",
+        )
+        raw["splits"] = {split: SplitCounts(**counts) for split, counts in raw["splits"].items()}
+        raw["sources"] = {role: [SourceFile(**file) for file in files] for role, files in raw["sources"].items()}
+        manifest = Manifest(**raw)
+    except FileNotFoundError:
+        raise UserError(
+            f"no prepared dataset in {folder}: {MANIFEST_FILE} is missing; delete any such folder and run prepare"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot read {path}: {error}; delete {folder} and run prepare again") from None
+    for name, size in manifest.files.items():
+        file = folder / name
+        found = file.stat().st_size if file.is_file() else None
+        check(
+            found == size,
+            f"the dataset in {folder} is damaged: {name} has {'gone' if found is None else f'{found} bytes'}, "
+            f"expected {size} bytes; delete the folder and run prepare again",
+        )
+    return manifest

@@ -1,0 +1,407 @@
+"""Text to a tokenised dataset on disk, in TFDS's ArrayRecord format (`lm.data.manifest` describes the folder).
+
+The documents stream by twice: once to train the tokenizer, once to be encoded and written. The dataset is built in
+a folder of its own and moved into place when everything in it is on disk, so that whatever has the final name is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from lm.data.config import DataConfig
+from lm.data.manifest import (
+    DATASET_VERSION,
+    FORMAT_VERSION,
+    TOKENIZER_FOLDER,
+    Manifest,
+    SourceFile,
+    SplitCounts,
+    load_manifest,
+    save_manifest,
+)
+from lm.data.sources import Document, Source, fingerprint_file, open_source
+from lm.data.writer import DatasetWriter
+from lm.errors import UserError, check
+from lm.text.tokenizer import Tokenizer, TokenizerConfig, check_tokenizer_config, is_trained, train_tokenizer
+
+Progress = Callable[[str, int, int | None], None]
+"""Called now and then with a phase ("fingerprint", "wait", "train tokenizer", "tokenize"), what is done and the
+total; both in bytes, the total None where nobody knows it."""
+
+_BATCH_CHARACTERS = 1 << 20  # encoded together; memory grows with this, not with the corpus
+_PIECE_CHARACTERS = 1 << 15  # long documents are cut so, which spreads them over the cores
+_TEMPORARY = ".incomplete-"
+_LOCK = ".lock"
+# The settings that shape a dataset; the others of DataConfig are about reading it.
+_SHAPING = (
+    "source",
+    "validation_source",
+    "test_source",
+    "document",
+    "field",
+    "validation_fraction",
+    "test_fraction",
+    "split_seed",
+)
+
+
+def prepare(data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | None = None) -> Path:
+    """Makes sure that the dataset these settings describe is on disk.
+
+    Args:
+      data: where text comes from, how it is split, and where datasets live (`root`, `name`).
+      tokenizer: which tokenizer; trained kinds learn from the training split.
+      progress: told how far things are.
+
+    Returns:
+      Its folder, `root/name/FINGERPRINT/1.0.0`. The fingerprint covers the settings that shape the dataset and the
+      content of the source files, so that the same text and settings find the folder of last time, and any change
+      makes a new one.
+
+    Raises:
+      UserError: for settings or text that cannot be used, an empty training split, or a disk that cannot be written.
+    """
+    report = progress or (lambda phase, done, total: None)
+    _check_settings(data, tokenizer)
+    sources = {
+        role: open_source(form, data)
+        for role in ("source", "validation_source", "test_source")
+        if (form := getattr(data, role)) is not None
+    }
+    files = _fingerprint_sources(sources, report)
+    # A tokenizer that is brought along shapes the dataset as much as the text does.
+    brought = None if is_trained(tokenizer) else train_tokenizer(tokenizer, ())
+    fingerprint = _fingerprint(data, tokenizer, brought, files)
+
+    parent = Path(data.root).expanduser() / data.name / fingerprint
+    folder = parent / DATASET_VERSION
+    if folder.exists():
+        load_manifest(folder)
+        return folder
+    try:
+        with _created(parent), _lock(parent, lambda: report("wait", 0, None)) as locked:
+            if not folder.exists():  # Otherwise another process has built it while this one waited.
+                if locked:
+                    _remove_leftovers(parent)
+                with _temporary_folder(parent) as building:
+                    _build(building, data, tokenizer, brought, sources, files, fingerprint, report)
+                    _move(building, folder)
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise UserError(f"cannot write the dataset in {parent}: {reason}; free space or set data.root") from error
+    return folder
+
+
+def split_of(text: str, data: DataConfig) -> str:
+    """The split of a document of `data.source`: "train", "validation" or "test".
+
+    It depends on the text and the settings alone, so a document stays in its split when others come and go, and
+    copies of a document share one.
+    """
+    validation = 0.0 if data.validation_source is not None else data.validation_fraction
+    test = 0.0 if data.test_source is not None else data.test_fraction
+    digest = hashlib.blake2b(f"{data.split_seed}\0".encode(), digest_size=8)
+    digest.update(text.encode("utf-8"))
+    point = int.from_bytes(digest.digest(), "big") / 2**64
+    if point < validation:
+        return "validation"
+    if point < validation + test:
+        return "test"
+    return "train"
+
+
+def _check_settings(data: DataConfig, tokenizer: TokenizerConfig) -> None:
+    check_tokenizer_config(tokenizer)
+    check(
+        re.fullmatch(r"[a-z][a-z0-9_]*", data.name),
+        f"data.name is {data.name!r}; use lower-case letters, digits and _, and start with a letter",
+    )
+    check(
+        data.document in ("file", "paragraph", "line"),
+        f"data.document is {data.document!r}; choose file, paragraph or line",
+    )
+    validation, test = data.validation_fraction, data.test_fraction
+    check(
+        validation >= 0 and test >= 0 and validation + test < 1,
+        f"data.validation_fraction is {validation} and data.test_fraction {test}; "
+        "both must be at least 0 and their sum below 1",
+    )
+
+
+def _fingerprint_sources(sources: dict[str, Source], report: Progress) -> dict[str, list[SourceFile]]:
+    found = {role: source.files() for role, source in sources.items()}
+    total = sum(_size(path) for files in found.values() for _, path in files)
+    done = 0
+    fingerprints: dict[str, list[SourceFile]] = {}
+    for role, files in found.items():
+        fingerprints[role] = []
+        for key, path in files:
+            fingerprints[role].append(fingerprint_file(key, path))
+            done += fingerprints[role][-1].bytes
+            report("fingerprint", done, total)
+    return fingerprints
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _fingerprint(
+    data: DataConfig, tokenizer: TokenizerConfig, brought: Tokenizer | None, files: dict[str, list[SourceFile]]
+) -> str:
+    """12 hex digits over what shapes the dataset; settings without effect are left out."""
+    forms = {role: getattr(data, role).partition(":")[0] for role in files}
+    shape: dict[str, Any] = {
+        "format": FORMAT_VERSION,
+        "forms": forms,
+        "files": {role: [dataclasses.astuple(file) for file in listed] for role, listed in files.items()},
+    }
+    if "text" in forms.values():
+        shape["document"] = data.document
+    if {"jsonl", "tfds"}.intersection(forms.values()):
+        shape["field"] = data.field
+    shape["held_out"] = [
+        data.validation_fraction if data.validation_source is None else 0,
+        data.test_fraction if data.test_source is None else 0,
+    ]
+    if any(shape["held_out"]):
+        shape["split_seed"] = data.split_seed
+    shape["tokenizer"] = brought.fingerprint() if brought else dataclasses.asdict(tokenizer)
+    return hashlib.blake2b(json.dumps(shape, sort_keys=True).encode("utf-8"), digest_size=6).hexdigest()
+
+
+def _build(
+    folder: Path,
+    data: DataConfig,
+    tokenizer_config: TokenizerConfig,
+    brought: Tokenizer | None,
+    sources: dict[str, Source],
+    files: dict[str, list[SourceFile]],
+    fingerprint: str,
+    report: Progress,
+) -> None:
+    """Writes the whole dataset into `folder`, an empty folder, down to the disk."""
+    tokenizer = brought or train_tokenizer(tokenizer_config, _training_texts(data, tokenizer_config, sources, report))
+    tokenizer.save(folder / TOKENIZER_FOLDER)
+
+    total = sum(file.bytes for listed in files.values() for file in listed)
+    skipped = 0
+    batch: list[_Piece] = []
+    batch_characters = 0
+    with DatasetWriter(folder, data.name, tokenizer.eos_id) as writer:
+        for split, document in _split_documents(sources, data):
+            if _is_empty(document):
+                skipped += 1
+                continue
+            pieces = list(tokenizer.pieces(document.text, _PIECE_CHARACTERS))
+            for number, text in enumerate(pieces, 1):
+                batch.append(_Piece(split, document.key, text, number == len(pieces)))
+                batch_characters += len(text)
+                if batch_characters >= _BATCH_CHARACTERS:
+                    _encode(batch, tokenizer, writer)
+                    batch, batch_characters = [], 0
+                    report("tokenize", sum(source.bytes_read for source in sources.values()), total)
+        _encode(batch, tokenizer, writer)
+        splits = writer.finish()
+    report("tokenize", total, total)
+    _check_splits(splits, skipped, data)
+
+    manifest = Manifest(
+        name=data.name,
+        format_version=FORMAT_VERSION,
+        fingerprint=fingerprint,
+        settings={
+            "data": {name: getattr(data, name) for name in _SHAPING},
+            "tokenizer": dataclasses.asdict(tokenizer_config),
+        },
+        splits=splits,
+        skipped_documents=skipped,
+        sources=files,
+        tokenizer_fingerprint=tokenizer.fingerprint(),
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        files={path.relative_to(folder).as_posix(): path.stat().st_size for path in _files_below(folder)},
+    )
+    save_manifest(manifest, folder)
+    _sync(folder)
+
+
+class _Piece(NamedTuple):
+    """A document, or a part of a long one, on its way to the tokenizer."""
+
+    split: str
+    key: str
+    text: str
+    last: bool
+
+
+def _encode(batch: list[_Piece], tokenizer: Tokenizer, writer: DatasetWriter) -> None:
+    for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch])):
+        writer.add(piece.split, piece.key, ids, len(piece.text.encode("utf-8")), piece.last)
+
+
+def _split_documents(sources: dict[str, Source], data: DataConfig) -> Iterator[tuple[str, Document]]:
+    for document in sources["source"].documents():
+        yield split_of(document.text, data), document
+    for split in ("validation", "test"):
+        if (source := sources.get(f"{split}_source")) is not None:
+            for document in source.documents():
+                yield split, document
+
+
+def _training_texts(
+    data: DataConfig, tokenizer: TokenizerConfig, sources: dict[str, Source], report: Progress
+) -> Iterator[str]:
+    source = {"source": sources["source"]}
+    done = 0
+    for split, document in _split_documents(source, data):
+        if split == "train" and not _is_empty(document):
+            yield document.text
+            done += len(document.text.encode("utf-8"))
+            report("train tokenizer", done, tokenizer.training_bytes)
+
+
+def _is_empty(document: Document) -> bool:
+    return not document.text or document.text.isspace()
+
+
+def _check_splits(splits: dict[str, SplitCounts], skipped: int, data: DataConfig) -> None:
+    if "train" not in splits:
+        held_out = sum(counts.documents for split, counts in splits.items() if data.validation_source is None)
+        if held_out:
+            raise UserError(
+                f"the training split is empty: the {held_out} documents of data.source {data.source!r} were all held "
+                "out; make more documents (data.document) or lower data.validation_fraction and data.test_fraction"
+            )
+        raise UserError(f"data.source {data.source!r} holds no text ({skipped} empty documents); name another source")
+    for split in ("validation", "test"):
+        source = getattr(data, f"{split}_source")
+        check(
+            source is None or split in splits,
+            f"data.{split}_source {source!r} holds no text; name another source or leave it out",
+        )
+
+
+@contextlib.contextmanager
+def _created(folder: Path) -> Iterator[None]:
+    """Makes a folder and its parents; if the body fails, those that are new and empty go away again."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # Not empty: another process works there.
+            for path in new:
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, waiting: Callable[[], None] | None) -> Iterator[bool]:
+    """Holds the lock of a folder, which the system frees when its process dies.
+
+    Args:
+      folder: an existing folder.
+      waiting: called once if another process holds the lock; None to not wait.
+
+    Yields:
+      Whether the lock is held: not if the file system has no locks, or it is busy and `waiting` is None.
+    """
+    path = folder / _LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)  # Whoever held the lock before may have tidied up.
+        with path.open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting is None:
+                    yield False
+                    return
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                yield False
+                return
+            if not _is_at(file, path):
+                continue  # The holder before removed the file; its lock protects nothing any more.
+            try:
+                yield True
+            finally:
+                path.unlink()
+            return
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes left unfinished: in `folder`, whose lock is held, and in its siblings."""
+    for leftover in folder.parent.glob(f"*/{_TEMPORARY}*"):
+        if leftover.parent == folder:
+            shutil.rmtree(leftover)
+            continue
+        with _lock(leftover.parent, None) as locked:
+            if locked:
+                shutil.rmtree(leftover)
+        with contextlib.suppress(OSError):  # Not empty: a finished dataset is there, or another process.
+            leftover.parent.rmdir()
+
+
+@contextlib.contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
+    folder.chmod(0o777 & ~_umask())  # mkdtemp makes private folders; datasets are shared like any other file.
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # After a success it is no longer there.
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _move(building: Path, folder: Path) -> None:
+    """Gives a finished dataset its name; if another process did so first, that one stays."""
+    try:
+        building.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+    _sync_file(folder.parent)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sync(folder: Path) -> None:
+    """Waits until a folder and all it holds are on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
