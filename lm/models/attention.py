@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lm.models.layers import Dense, Initializer, Norm, constrain, rotate
+from lm.models.layers import Dense, Initializer, Norm, rotate
+from lm.sharding import constrain
 
 Array = jax.Array
 log = logging.getLogger(__name__)
@@ -202,9 +203,7 @@ def self_attention(
         if causal:
             return blocked_attention(query, key, value, window=window, segments=segments, **rest)
         at = jnp.arange(query.shape[1])[None]
-        mask = attention_mask(
-            at, at, causal=False, window=window, query_segments=segments, key_segments=segments
-        )
+        mask = attention_mask(at, at, causal=False, window=window, query_segments=segments, key_segments=segments)
         return softmax_attention(query, key, value, mask, **rest)
     mask = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
     before = None if window is None else (window - 1, 0 if causal else window - 1)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lm.sharding import constrain
+
 Array = jax.Array
 Initializer = Callable[..., Array]
 
@@ -29,11 +31,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def partitioned(init: Initializer, names: Sequence[str | None]) -> Initializer:
     """`init` with logical axis names attached to what it returns."""
     return nn.with_logical_partitioning(init, tuple(names))
-
-
-def constrain(x: Array, *names: str | None) -> Array:
-    """Constrains an activation's layout by logical axis names; does nothing outside a mesh."""
-    return nn.with_logical_constraint(x, names)
 
 
 class Dense(nn.Module):

@@ -12,7 +12,8 @@ from flax import linen as nn
 
 from lm.errors import UserError, check
 from lm.models.attention import Attention
-from lm.models.layers import GATED, Embed, Head, Mlp, Norm, constrain, rotary_angles, sinusoidal
+from lm.models.layers import GATED, Embed, Head, Mlp, Norm, rotary_angles, sinusoidal
+from lm.sharding import constrain
 
 Array = jax.Array
 Float = Literal["float32", "bfloat16"]
@@ -82,8 +83,8 @@ class ModelConfig:
     """Of the parameters."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass computes again: nothing, all but matrix products, or each whole layer."""
-    unroll: int = 1
-    """Layers per loop iteration, 0 = all; a speed setting that changes no name, shape or value."""
+    unroll: int = 0
+    """Layers per loop iteration, 0 = all: more is faster to run and slower to compile; changes no name, shape or value."""
 
     def __post_init__(self) -> None:
         """Checks what can be told without data or devices."""
@@ -189,9 +190,7 @@ class Block(nn.Module):
             param_dtype=param_dtype,
             name="attention",
         )
-        mlp = Mlp(
-            c.width_of_mlp, c.activation, c.use_bias, kernel_init, out_init, dtype, param_dtype, name="mlp"
-        )
+        mlp = Mlp(c.width_of_mlp, c.activation, c.use_bias, kernel_init, out_init, dtype, param_dtype, name="mlp")
         norm = functools.partial(Norm, c.norm, c.norm_epsilon, c.use_bias, dtype, param_dtype)
         attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
         drop = nn.Dropout(c.residual_dropout, deterministic=deterministic)
@@ -229,9 +228,7 @@ class Transformer(nn.Module):
         block: Any = Block
         if c.remat != "none":
             # The loop already keeps XLA from merging the two computations, so no barrier is needed (prevent_cse).
-            block = nn.remat(
-                Block, policy=REMAT_POLICIES[c.remat], static_argnums=(6,), prevent_cse=c.unroll != 1
-            )
+            block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], static_argnums=(6,), prevent_cse=c.unroll != 1)
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0},

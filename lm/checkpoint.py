@@ -1,0 +1,133 @@
+"""Checkpoints: asynchronous, atomic, with one layout on disk whatever the mesh, and checked before they are read.
+
+A state is stored as a tree of plain dictionaries named by its paths, beside a JSON object for what is not an array.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
+
+from lm import tree
+from lm.errors import UserError, check
+
+
+@dataclass
+class _KeepLatestAndBest:
+    """The last `latest` checkpoints and the best one."""
+
+    latest: int
+    best: int | None = None
+
+    def should_preserve(self, checkpoints: list[PolicyCheckpointInfo], *, context: PreservationContext) -> list[bool]:
+        first_kept = len(checkpoints) - self.latest
+        return [i >= first_kept or info.step == self.best for i, info in enumerate(checkpoints)]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      path: their folder.
+      keep: how many of the latest to keep, besides the best.
+    """
+
+    def __init__(self, path: Path, *, keep: int = 2):
+        self._policy = _KeepLatestAndBest(keep)
+        self._manager = ocp.CheckpointManager(
+            path.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._policy,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """The step of the last complete checkpoint."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, extra: dict[str, Any], *, best: int | None) -> None:
+        """Starts writing `state` (a tree of arrays) and `extra` (JSON); returns before it is on disk.
+
+        A crash at any moment leaves the earlier checkpoints whole. `best` names the checkpoint to keep for good.
+        """
+        self._policy.best = best
+        arguments = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(_as_dict(state)),
+            extra=ocp.args.JsonSave(extra),
+        )
+        self._manager.save(step, args=arguments)
+
+    def wait(self) -> None:
+        """Returns when every save is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and lets go."""
+        self._manager.close()
+
+    def restore_extra(self, step: int) -> dict[str, Any]:
+        """The JSON part of a checkpoint."""
+        return self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
+
+    def restore(self, step: int, target: Any) -> Any:
+        """The state saved at `step`, in the structure, dtypes and shardings of `target`.
+
+        Args:
+          step: one of `steps()`.
+          target: a tree of `jax.ShapeDtypeStruct` with shardings; any mesh will do. It may be a part of what was
+            saved: a whole state, or one that holds only its parameters.
+
+        Raises:
+          UserError: names or shapes differ; all differences are named and nothing was allocated.
+        """
+        wanted = _as_dict(target)
+        saved = self._manager.item_metadata(step)["state"]
+        check(saved is not None, f"checkpoint {step} holds no state; the run directory is damaged")
+        found = {path: tuple(leaf.shape) for path, leaf in tree.path_leaves(saved.tree)}
+        asked = {path: tuple(leaf.shape) for path, leaf in tree.path_leaves(wanted)}
+        problems = [f"{path} is missing" for path in asked if path not in found]
+        problems += [
+            f"{path} is {found[path]}, not {asked[path]}"
+            for path in asked
+            if path in found and found[path] != asked[path]
+        ]
+        # Whole subtrees may be left out on purpose (evaluation reads no optimizer state), single leaves may not.
+        roots = {path.split("/")[0] for path in asked}
+        problems += [f"{path} is extra" for path in found if path not in asked and path.split("/")[0] in roots]
+        if problems:
+            shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+            raise UserError(f"checkpoint {step} is of another model: {shown}; use the config it was trained with")
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(
+                    wanted,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    partial_restore=True,
+                )
+            ),
+        )["state"]
+        by_path = dict(tree.path_leaves(restored))
+        leaves = [by_path[path] for path, _ in tree.path_leaves(target)]
+        return jax.tree.unflatten(jax.tree.structure(target), leaves)
+
+
+def _as_dict(state: Any) -> dict[str, Any]:
+    """A tree as nested dictionaries keyed by the parts of its paths: on disk, names do not depend on container types."""
+    nested: dict[str, Any] = {}
+    for path, leaf in tree.path_leaves(state):
+        *parents, name = path.split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return nested

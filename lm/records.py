@@ -1,0 +1,213 @@
+"""Run directories: what a run writes about itself, and how later commands read it.
+
+config.json environment.json status.json best.json metrics.jsonl tensorboard/ tokenizer/ checkpoints/<step>/
+samples.jsonl log.txt loss.png
+"""
+
+import fcntl
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from lm.errors import UserError, check
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers", "tensorflow-datasets")
+STATES = ("running", "finished", "preempted", "failed")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader finds the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+class RunDirectory:
+    """One run's folder. Held by at most one training process at a time."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, path: Path) -> "RunDirectory":
+        """Makes a new run directory.
+
+        Raises:
+          UserError: the folder holds something already, or can't be written.
+        """
+        check(
+            not path.exists() or (path.is_dir() and not any(path.iterdir())),
+            f"{path} is not empty; resume it with `lm train --resume {path}`, or choose another folder with --run",
+        )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "log.txt").touch()
+        except OSError as error:
+            raise UserError(
+                f"can't write the run directory {path} ({error.strerror}); choose another folder with --run"
+            ) from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """An existing run directory.
+
+        Raises:
+          UserError: there is none.
+        """
+        check(
+            (path / "config.json").is_file(),
+            f"{path} is not a run directory (it has no config.json); give the folder that `lm train` printed",
+        )
+        return cls(path)
+
+    def lock(self) -> None:
+        """Takes the run for this process until it ends, however it ends.
+
+        Raises:
+          UserError: another process trains this run.
+        """
+        self._lock = (self.path / "log.txt").open("a", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is training {self.path}; wait for it or stop it first") from error
+
+    def unlock(self) -> None:
+        """Lets go of the run."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints, one subfolder a step."""
+        return self.path / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer."""
+        return self.path / "tokenizer"
+
+    def write(self, name: str, value: Any) -> None:
+        """Writes one of the JSON files."""
+        write_json(self.path / name, value)
+
+    def read(self, name: str) -> Any:
+        """Reads one of the JSON files.
+
+        Raises:
+          UserError: it is missing or not JSON.
+        """
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"can't read {self.path / name}: {error}; the run directory is damaged") from error
+
+    def set_status(self, state: str, **details: Any) -> None:
+        """Records `running`, `finished`, `preempted` or `failed`, with details such as the step."""
+        assert state in STATES
+        self.write("status.json", {"state": state, "pid": os.getpid(), "time": time.time(), **details})
+
+    def status(self) -> str | None:
+        """The recorded state, or None before there is one."""
+        return self.read("status.json")["state"] if (self.path / "status.json").exists() else None
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; a last line cut short by a crash is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
+
+
+class MetricWriter:
+    """Appends to `metrics.jsonl` and `tensorboard/`, continuing after `step` when a run is resumed."""
+
+    def __init__(self, run: RunDirectory, step: int = 0):
+        from tensorboardX import SummaryWriter
+
+        path = run.path / "metrics.jsonl"
+        if path.exists():
+            # What was written after the restored checkpoint will be written again.
+            kept = [record for record in run.metrics() if record["step"] <= step]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            temporary.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Writes one record: `step`, `split`, `tokens`, `seconds` and any numbers; a non-finite number becomes null."""
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        self._file.write(json.dumps(clean) + "\n")
+        self._file.flush()
+        for key, value in clean.items():
+            if key not in ("step", "split") and isinstance(value, (int, float)):
+                self._board.add_scalar(f"{record['split']}/{key}", value, record["step"])
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        self._board.close()
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on besides its config: versions, machine, devices, flags, git state."""
+    import jax
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {package: version(package) for package in PACKAGES},
+        "devices": {"kind": devices[0].device_kind, "count": len(devices), "processes": jax.process_count()},
+        "cpu_affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "git": git_state(),
+        "command": sys.argv,
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and cleanness of the code that runs, or None outside a checkout."""
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Where two environments differ in what a bit-for-bit resume depends on, one line each."""
+    lines = []
+    for key in ("python", "packages", "devices", "cpu_affinity", "XLA_FLAGS"):
+        if before.get(key) != now.get(key):
+            lines.append(f"{key} was {before.get(key)}, is {now.get(key)}")
+    return lines

@@ -1,0 +1,1 @@
+"""Objectives: one file each, with its settings, its loss and what it reports."""
