@@ -1,0 +1,157 @@
+"""Batches by step number: the loader's only state is the step, so resuming is starting at another one.
+
+The training stream is epoch after epoch of the split's examples, each epoch in an order of its own
+(`lm.data.permutation`). The batch of step s is examples `[s * B, (s + 1) * B)` of that stream, whatever the number of
+processes, worker processes or threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+from absl import flags
+
+from lm.data.config import DataConfig
+from lm.data.packing import Batch, Examples, make_examples
+from lm.data.permutation import permute
+from lm.data.store import TokenStore
+from lm.errors import check
+
+_ENDLESS = 2**53  # steps; far beyond any run, and within what grain counts
+
+
+def training_batches(
+    store: TokenStore,
+    config: DataConfig,
+    *,
+    bos_id: int,
+    batch_size: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """An endless iterator over the batches of steps `start_step`, `start_step + 1`, …
+
+    Args:
+      store: where tokens are read.
+      config: `seq_len`, `packing`, `seed`, `workers` and `prefetch` are used.
+      bos_id: the token before each document, when documents are kept apart.
+      batch_size: B, rows of the global batch.
+      start_step: where to begin; a straight run from there on gives the same batches.
+      process_index: which rows are this process's: `[i * B / P, (i + 1) * B / P)`.
+      process_count: P.
+
+    Returns:
+      An iterator over dicts of numpy arrays [B / P, seq_len] (see `Examples.batch`). Call its `close()` when done.
+
+    Raises:
+      UserError: a setting out of range, a batch that processes cannot share, a corpus shorter than one example.
+    """
+    check(start_step >= 0, f"start_step is {start_step}; it must be 0 or more")
+    rows = _local_rows(batch_size, process_index, process_count)
+    read = _TrainingBatch(_training_examples(store, config, bos_id), config.seed, batch_size, rows)
+    return _iterate(grain.MapDataset.range(start_step, _ENDLESS).map(read), config)
+
+
+def evaluation_batches(
+    store: TokenStore,
+    config: DataConfig,
+    *,
+    bos_id: int,
+    batch_size: int,
+    max_batches: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """An iterator over every example once, in order; arguments and errors as for `training_batches`.
+
+    The last batch is filled with rows of weight 0, so that all batches have one shape and all processes the same
+    number of them. `max_batches` stops earlier.
+    """
+    check(max_batches is None or max_batches >= 1, f"max_batches is {max_batches}; it must be at least 1")
+    rows = _local_rows(batch_size, process_index, process_count)
+    examples = make_examples(store, seq_len=config.seq_len, packing=config.packing, bos_id=bos_id, drop_remainder=False)
+    n_batches = -(-len(examples) // batch_size)
+    n_batches = n_batches if max_batches is None else min(n_batches, max_batches)
+    return _iterate(grain.MapDataset.range(n_batches).map(_EvaluationBatch(examples, batch_size, rows)), config)
+
+
+def n_training_examples(store: TokenStore, config: DataConfig) -> int:
+    """Examples in one epoch. Raises UserError as `training_batches` does."""
+    return len(_training_examples(store, config, bos_id=0))
+
+
+def steps_per_epoch(store: TokenStore, config: DataConfig, *, batch_size: int) -> float:
+    """Steps in one epoch; seldom a whole number, as an epoch may end inside a batch."""
+    check(batch_size >= 1, f"batch size is {batch_size}; it must be at least 1")
+    return n_training_examples(store, config) / batch_size
+
+
+def batch_documents(
+    store: TokenStore, config: DataConfig, *, bos_id: int, batch_size: int, step: int
+) -> list[list[str]]:
+    """The keys of the documents in each row of a step's global batch, to name them or to look at them again."""
+    examples = _training_examples(store, config, bos_id)
+    index = _TrainingBatch(examples, config.seed, batch_size, np.arange(batch_size)).index(step)
+    return [[store.document_key(int(document)) for document in examples.documents(int(i))] for i in index]
+
+
+@dataclass(frozen=True)
+class _TrainingBatch:
+    """Step to batch. A class and not a closure, so that it reaches worker processes."""
+
+    examples: Examples
+    seed: int
+    batch_size: int
+    rows: np.ndarray
+
+    def index(self, step: int) -> np.ndarray:
+        n = len(self.examples)
+        epoch, position = np.divmod(step * self.batch_size + self.rows, n)
+        return permute(position, n, seed=self.seed, epoch=epoch)
+
+    def __call__(self, step: int) -> Batch:
+        return self.examples.batch(self.index(step))
+
+
+@dataclass(frozen=True)
+class _EvaluationBatch:
+    examples: Examples
+    batch_size: int
+    rows: np.ndarray
+
+    def __call__(self, step: int) -> Batch:
+        index = step * self.batch_size + self.rows
+        return self.examples.batch(np.where(index < len(self.examples), index, -1))
+
+
+def _training_examples(store: TokenStore, config: DataConfig, bos_id: int) -> Examples:
+    return make_examples(store, seq_len=config.seq_len, packing=config.packing, bos_id=bos_id)
+
+
+def _local_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
+    check(batch_size >= 1, f"batch size is {batch_size}; it must be at least 1")
+    check(
+        batch_size % process_count == 0,
+        f"batch size {batch_size} does not divide among {process_count} processes; choose a multiple",
+    )
+    local = batch_size // process_count
+    return np.arange(process_index * local, (process_index + 1) * local)
+
+
+def _iterate(batches: grain.MapDataset[Batch], config: DataConfig) -> grain.DatasetIterator[Batch]:
+    check(config.workers >= 0, f"data.workers is {config.workers}; it must be 0 or more")
+    check(config.prefetch >= 1, f"data.prefetch is {config.prefetch}; it must be at least 1")
+    options = grain.ReadOptions(num_threads=min(config.prefetch, 2), prefetch_buffer_size=config.prefetch)
+    dataset = batches.to_iter_dataset(options)
+    if config.workers:
+        # Grain's worker pool reads absl flags and fails in programs that parse none.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        per_worker = -(-config.prefetch // config.workers)
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=per_worker)
+        )
+    return iter(dataset)

@@ -1,0 +1,289 @@
+"""From a stream of tokens to examples of one length: example i is a function of (store, settings, i) and nothing else.
+
+`stream` cuts the concatenated documents every `seq_len` tokens. `documents` keeps documents apart: each becomes one
+piece, or several when it is longer than `seq_len`, and pieces are packed whole into examples with as little padding
+as best-fit decreasing leaves.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import os
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from lm.data.permutation import permute
+from lm.data.store import TokenStore, ranges
+from lm.errors import UserError, check
+
+Batch = dict[str, np.ndarray]
+
+# In the name of cached packings; count it up when the packing changes.
+_VERSION = 1
+
+
+class Examples(Protocol):
+    """A fixed sequence of examples; safe to share between threads and to send to other processes."""
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+
+    def batch(self, index: np.ndarray) -> Batch:
+        """The examples `index` ([N] integers) as rows.
+
+        Returns:
+          `tokens`, `targets`, `positions` int32 [N, T], `weights` float32 [N, T], and `segments` int32 [N, T] when
+          documents are kept apart. A negative index gives a row of padding, which scores nothing.
+        """
+
+    def documents(self, index: int) -> np.ndarray:
+        """Ordinals of the documents that example `index` holds tokens of: int64, in order of appearance."""
+
+
+def make_examples(
+    store: TokenStore,
+    *,
+    seq_len: int,
+    packing: Literal["stream", "documents"],
+    bos_id: int,
+    drop_remainder: bool = True,
+) -> Examples:
+    """The examples of a split.
+
+    Args:
+      store: where tokens are read.
+      seq_len: T, inputs (and targets) in one example.
+      packing: `stream` or `documents`.
+      bos_id: the token before the first token of a document, when documents are kept apart.
+      drop_remainder: leave out a stream's last, shorter example (training) or pad it (evaluation).
+
+    Raises:
+      UserError: a setting out of range, or a corpus shorter than one example.
+    """
+    check(seq_len >= 1, f"data.seq-len is {seq_len}; it must be at least 1")
+    # Training on a corpus shorter than one example is nearly always a mistake; scoring one is not.
+    needed = seq_len + 1 if drop_remainder else 2 if packing == "stream" else 1
+    if store.n_tokens < needed:
+        what = f"data.seq-len {seq_len} needs at least {needed}" if drop_remainder else f"at least {needed} are needed"
+        raise UserError(f"the corpus has {store.n_tokens} tokens and {what}; add text or make data.seq-len smaller")
+    if packing == "stream":
+        return StreamExamples(store, seq_len, drop_remainder=drop_remainder)
+    if packing == "documents":
+        return DocumentExamples(store, seq_len, bos_id)
+    raise UserError(f"data.packing is {packing!r}; it must be stream or documents")
+
+
+class StreamExamples:
+    """Example i reads tokens `[i*T, (i+1)*T]` of the stream: inputs all but the last, targets all but the first."""
+
+    def __init__(self, store: TokenStore, seq_len: int, *, drop_remainder: bool):
+        self._store = store
+        self._seq_len = seq_len
+        targets = max(store.n_tokens - 1, 0)  # every token but the very first is predicted once
+        self._n = targets // seq_len if drop_remainder else -(-targets // seq_len)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def batch(self, index: np.ndarray) -> Batch:
+        """Rows without `segments`: nothing separates documents, so that the plain causal kernel serves."""
+        T = self._seq_len
+        index = _check_index(index, self._n)
+        starts = np.maximum(index, 0) * T
+        lengths = np.where(index < 0, 0, np.minimum(T + 1, self._store.n_tokens - starts))
+        block = np.zeros((len(index), T + 1), np.int32)
+        block[np.arange(T + 1) < lengths[:, None]] = self._store.read_ranges(starts, lengths)
+        return {
+            "tokens": np.ascontiguousarray(block[:, :-1]),
+            "targets": np.ascontiguousarray(block[:, 1:]),
+            "weights": (np.arange(1, T + 1) < lengths[:, None]).astype(np.float32),
+            "positions": np.tile(np.arange(T, dtype=np.int32), (len(index), 1)),
+        }
+
+    def documents(self, index: int) -> np.ndarray:
+        """Documents that overlap the tokens of the example."""
+        offsets, start = self._store.document_offsets, int(_check_index(np.array([index]), self._n)[0]) * self._seq_len
+        stop = min(start + self._seq_len + 1, self._store.n_tokens)
+        return np.arange(
+            np.searchsorted(offsets, start, side="right") - 1, np.searchsorted(offsets, stop - 1, side="right")
+        )
+
+
+class DocumentExamples:
+    """Documents kept apart: inputs `[bos] + ids`, targets `ids + [eos]`, packed whole where they fit.
+
+    A document with more than T targets is cut every T targets. A later piece begins with the last token of the
+    piece before it, so that every target is scored once; its positions restart and attention does not reach back.
+    """
+
+    def __init__(self, store: TokenStore, seq_len: int, bos_id: int):
+        self._store = store
+        self._seq_len = seq_len
+        self._bos_id = bos_id
+        self._example_offsets, self._piece_starts = _packing_index(store, seq_len)
+
+    def __len__(self) -> int:
+        return len(self._example_offsets) - 1
+
+    def batch(self, index: np.ndarray) -> Batch:
+        """Rows with `segments` 1, 2, … by piece and 0 for padding; `positions` restart at each piece."""
+        index = _check_index(index, len(self))
+        N, T = len(index), self._seq_len
+        row, rank, begins, starts, lengths, opens = self._pieces(index)
+
+        # One read brings the targets and, for later pieces, the token before them.
+        read = self._store.read_ranges(starts - ~opens, lengths + ~opens)
+        before = np.cumsum(lengths + ~opens) - lengths - 1  # where that extra token is
+        targets = np.delete(read, before[~opens])
+        first = np.cumsum(lengths) - lengths  # where each piece begins in `targets`
+        tokens = np.empty_like(targets)
+        tokens[1:] = targets[:-1]
+        tokens[first[opens]] = self._bos_id
+        tokens[first[~opens]] = read[before[~opens]]
+
+        where = ranges(row * T + begins, lengths)
+
+        def scatter(values: np.ndarray | float, dtype: type) -> np.ndarray:
+            out: np.ndarray = np.zeros(N * T, dtype)
+            out[where] = values
+            return out.reshape(N, T)
+
+        return {
+            "tokens": scatter(tokens, np.int32),
+            "targets": scatter(targets, np.int32),
+            "weights": scatter(1.0, np.float32),
+            "positions": scatter(ranges(np.zeros_like(lengths), lengths), np.int32),
+            "segments": scatter(np.repeat(rank + 1, lengths), np.int32),
+        }
+
+    def documents(self, index: int) -> np.ndarray:
+        """Documents whose pieces are in the example."""
+        index = int(_check_index(np.array([index]), len(self))[0])
+        starts = self._piece_starts[self._example_offsets[index] : self._example_offsets[index + 1]]
+        return np.unique(np.searchsorted(self._store.document_offsets, starts, side="right") - 1)
+
+    def _pieces(self, index: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The pieces of some examples: row, rank in the row, column, first target, length, opens its document."""
+        safe = np.maximum(index, 0)
+        firsts = self._example_offsets[safe]
+        counts = np.where(index < 0, 0, self._example_offsets[safe + 1] - firsts)
+        starts = self._piece_starts[ranges(firsts, counts)]
+        document = np.searchsorted(self._store.document_offsets, starts, side="right") - 1
+        lengths = np.minimum(self._seq_len, self._store.document_offsets[document + 1] - starts)
+        rank = ranges(np.zeros_like(counts), counts)
+        # A column is what the row's earlier pieces took: a running sum that restarts with the row.
+        taken = np.cumsum(lengths) - lengths
+        row = np.repeat(np.arange(len(index)), counts)
+        begins = taken - taken[np.cumsum(counts) - counts][row] if len(row) else taken
+        return row, rank, begins, starts, lengths, self._store.document_offsets[document] == starts
+
+
+def pack(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
+    """Best-fit decreasing: the longest piece first, each into the fullest bin that still holds it.
+
+    Bins with equal room are handled together, so the work grows with the number of different lengths, and only
+    the sorting of pieces grows with their number.
+
+    Args:
+      lengths: integers [n] in `[1, capacity]`.
+      capacity: what one bin holds.
+
+    Returns:
+      The bin of each piece, int64 [n], and the number of bins.
+    """
+    counts = np.bincount(lengths, minlength=capacity + 1)
+    groups: dict[int, list[tuple[int, int]]] = defaultdict(list)  # room left -> (first bin, bins) with that room
+    rooms: list[int] = []  # the keys of `groups`, sorted
+
+    def add(room: int, first: int, bins: int) -> None:
+        if room > 0 and bins > 0:
+            if not groups[room]:
+                bisect.insort(rooms, room)
+            groups[room].append((first, bins))
+
+    fills: list[tuple[int, int, int]] = []  # (first bin, bins, pieces put into each), in order of decreasing length
+    n_bins = 0
+    for length in np.flatnonzero(counts)[::-1].tolist():
+        left = int(counts[length])
+        while left:
+            at = bisect.bisect_left(rooms, length)
+            if at == len(rooms):
+                new = -(-left // (capacity // length))
+                add(capacity, n_bins, new)
+                n_bins += new
+            room = rooms[at]
+            first, bins = groups[room].pop()
+            if not groups[room]:
+                rooms.pop(at)
+            each = min(room // length, left)
+            filled = min(bins, left // each)
+            fills.append((first, filled, each))
+            left -= filled * each
+            add(room - each * length, first, filled)
+            add(room, first + filled, bins - filled)
+
+    first_bins, filled_bins, pieces = np.array(fills, np.int64).reshape(-1, 3).T
+    bin_of_piece = np.empty(len(lengths), np.int64)
+    by_length = np.argsort(-np.asarray(lengths), kind="stable")
+    bin_of_piece[by_length] = np.repeat(ranges(first_bins, filled_bins), np.repeat(pieces, filled_bins))
+    return bin_of_piece, n_bins
+
+
+def _packing_index(store: TokenStore, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """(int64 [n_examples + 1] offsets into pieces, int64 [n_pieces] first target of each), cached on disk if possible.
+
+    The cache is named by what it depends on. A file appears whole or not at all, and whoever computes it writes the
+    same bytes, so that processes that race do no harm.
+    """
+    if store.index_dir is None:
+        return _pack_documents(store.document_offsets, seq_len)
+    digest = hashlib.blake2b(np.ascontiguousarray(store.document_offsets).data, digest_size=8).hexdigest()
+    stem = f"{store.index_name}.packing-v{_VERSION}-{seq_len}-{digest}"
+    paths = [store.index_dir / f"{stem}.{part}.npy" for part in ("examples", "pieces")]
+    if not all(path.exists() for path in paths):
+        arrays = _pack_documents(store.document_offsets, seq_len)
+        try:
+            for path, array in zip(paths, arrays):
+                _save_atomically(path, array)
+        except OSError:
+            return arrays  # a dataset that may not be written to is packed anew each time
+    offsets, starts = (np.asarray(np.load(path, mmap_mode="r")) for path in paths)
+    return offsets, starts
+
+
+def _pack_documents(document_offsets: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    document_lengths = np.diff(document_offsets)
+    pieces_of = -(-document_lengths // seq_len)
+    starts = np.repeat(document_offsets[:-1], pieces_of) + ranges(np.zeros_like(pieces_of), pieces_of) * seq_len
+    lengths = np.minimum(np.repeat(document_offsets[1:], pieces_of) - starts, seq_len)
+    bins, n_bins = pack(lengths, seq_len)
+    # Bins come out longest piece first. Shuffle them, so that the first few of an evaluation are a fair sample.
+    bins = permute(np.arange(n_bins), n_bins, seed=0)[bins] if n_bins else bins
+    starts = starts[np.argsort(bins, kind="stable")]  # by example, and in document order inside
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(bins, minlength=n_bins))]).astype(np.int64)
+    return offsets, starts
+
+
+def _save_atomically(path: Path, array: np.ndarray) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _check_index(index: np.ndarray, n: int) -> np.ndarray:
+    index = np.asarray(index, np.int64)
+    if index.size and index.max() >= n:
+        raise IndexError(f"example {index.max()} asked; there are {n}.")
+    return index

@@ -1,0 +1,232 @@
+"""Token-addressed reading: a split is one long stream of tokens, and any range of it can be read.
+
+`MemoryStore` holds the stream in memory; `DatasetStore` reads it from a prepared dataset on disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lm.errors import UserError, check
+
+
+class TokenStore(Protocol):
+    """One split of a corpus: its documents, each closed by one end-of-text token, one after another."""
+
+    n_tokens: int
+    """Tokens in the split, end-of-text tokens included."""
+    document_offsets: np.ndarray
+    """int64 [n_documents + 1]: document d is `[offsets[d], offsets[d + 1])` of the stream."""
+    index_dir: Path | None
+    """Folder for indexes computed from this store, or None when they live in memory only."""
+    index_name: str
+    """What files in `index_dir` that belong to this store are called first."""
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens `[start, stop)` of the stream: int32 [stop - start]."""
+
+    def read_ranges(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The ranges `[starts[i], starts[i] + lengths[i])` one after another: int32 [sum(lengths)]."""
+
+    def document_key(self, document: int) -> str:
+        """The name the source gave to a document."""
+
+
+class MemoryStore:
+    """A `TokenStore` over arrays in memory, for tests and synthetic data.
+
+    Args:
+      documents: integer arrays, each with its end-of-text token.
+      keys: the documents' names; their ordinals by default.
+    """
+
+    index_dir: Path | None = None
+    index_name: str = "memory"
+
+    def __init__(self, documents: Sequence[np.ndarray], keys: Sequence[str] | None = None):
+        lengths = [len(document) for document in documents]
+        self.document_offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+        self.n_tokens = int(self.document_offsets[-1])
+        self._tokens = np.concatenate([np.zeros(0, np.int32), *documents]).astype(np.int32)
+        self._keys = list(keys) if keys is not None else [str(i) for i in range(len(documents))]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens `[start, stop)` of the stream: int32 [stop - start]. IndexError outside the stream."""
+        _check_ranges(np.array([start]), np.array([stop - start]), self.n_tokens)
+        return self._tokens[start:stop].copy()
+
+    def read_ranges(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Concatenated ranges: int32 [sum(lengths)]. IndexError outside the stream."""
+        _check_ranges(starts, lengths, self.n_tokens)
+        return self._tokens[ranges(starts, lengths)]
+
+    def document_key(self, document: int) -> str:
+        """The name of a document."""
+        return self._keys[document]
+
+
+class DatasetStore:
+    """A `TokenStore` over one split of a prepared dataset: a TFDS folder of ArrayRecord files and its `index/`.
+
+    Opening it maps two index files and nothing more; record files are opened by the first read. Records are
+    decoded with TFDS's own protocol buffers but without its feature layer, which is several times slower.
+    Safe to share between threads; a pickled copy opens its files anew.
+
+    Args:
+      directory: the dataset's folder, which holds `dataset_info.json` and `index/`.
+      split: `train`, `validation` or `test`.
+      cache_tokens: decoded tokens kept in memory (4 bytes each), so that small corpora are decoded once.
+
+    Raises:
+      UserError: the folder or the split is not there.
+    """
+
+    def __init__(self, directory: str | Path, split: str, *, cache_tokens: int = 2**24):
+        self.directory = Path(directory)
+        self.split = split
+        self.cache_tokens = cache_tokens
+        self.index_dir: Path | None = self.directory / "index"
+        self.index_name = split
+        found = sorted(path.name.removesuffix(".records.npy") for path in self.index_dir.glob("*.records.npy"))
+        check(found, f"no prepared dataset at {self.directory}; make one with: python -m lm prepare")
+        check(split in found, f"split {split!r} is not in {self.directory}; it has {', '.join(found)}")
+        self._open()
+
+    def _open(self) -> None:
+        assert self.index_dir is not None
+        load = lambda name: np.asarray(np.load(self.index_dir / f"{self.split}.{name}.npy", mmap_mode="r"))  # noqa: E731
+        self.document_offsets = load("documents")
+        self._record_offsets = load("records")
+        self.n_tokens = int(self._record_offsets[-1])
+        self._lock = threading.Lock()
+        self._shards: _Shards | None = None
+        self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._cached_tokens = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Only the settings travel: files, locks and the cache belong to one process."""
+        names = ("directory", "split", "cache_tokens", "index_dir", "index_name")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens `[start, stop)` of the stream: int32 [stop - start]. IndexError outside the stream."""
+        return self.read_ranges(np.array([start]), np.array([stop - start]))
+
+    def read_ranges(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Concatenated ranges: int32 [sum(lengths)]. IndexError outside the stream."""
+        starts, lengths = _check_ranges(starts, lengths, self.n_tokens)
+        starts, lengths = starts[lengths > 0], lengths[lengths > 0]
+        if not starts.size:
+            return np.zeros(0, np.int32)
+        offsets = self._record_offsets
+        first = np.searchsorted(offsets, starts, side="right") - 1
+        last = np.searchsorted(offsets, starts + lengths - 1, side="right") - 1
+        records = np.unique(ranges(first, last - first + 1))
+        decoded = self._decoded(records.tolist())
+        # The records a range needs are neighbours in `records`, so every range is one piece of the joined buffer.
+        begins = np.cumsum([0, *(len(tokens) for tokens in decoded)])
+        at = begins[np.searchsorted(records, first)] + starts - offsets[first]
+        return np.concatenate(decoded)[ranges(at, lengths)]
+
+    def document_key(self, document: int) -> str:
+        """The name the source gave to a document (its `key` feature)."""
+        start = self.document_offsets[document]
+        record = int(np.searchsorted(self._record_offsets, start, side="right")) - 1
+        features = self._open_shards().features([record])[0]
+        return features["key"].bytes_list.value[0].decode()
+
+    def _decoded(self, records: list[int]) -> list[np.ndarray]:
+        """The tokens of some records, from the cache where they are."""
+        with self._lock:
+            found = {record: self._cache[record] for record in records if record in self._cache}
+            for record in found:
+                self._cache.move_to_end(record)
+        missing = [record for record in records if record not in found]
+        if missing:
+            # Outside the lock: two threads may decode the same record, which costs time and harms nothing.
+            for record, features in zip(missing, self._open_shards().features(missing)):
+                found[record] = np.array(features["tokens"].int64_list.value, np.int32)
+            with self._lock:
+                for record in missing:
+                    if record not in self._cache:
+                        self._cache[record] = found[record]
+                        self._cached_tokens += len(found[record])
+                while self._cached_tokens > self.cache_tokens:
+                    self._cached_tokens -= len(self._cache.popitem(last=False)[1])
+        return [found[record] for record in records]
+
+    def _open_shards(self) -> _Shards:
+        with self._lock:
+            if self._shards is None:
+                self._shards = _Shards(self.directory, self.split)
+                n = len(self._record_offsets) - 1
+                check(
+                    self._shards.offsets[-1] == n,
+                    f"{self.directory} is damaged: its {self.split} files hold {self._shards.offsets[-1]} records, "
+                    f"its index {n}; delete the folder and prepare the dataset again",
+                )
+            return self._shards
+
+
+class _Shards:
+    """The ArrayRecord files of a split, addressed by record ordinal."""
+
+    def __init__(self, directory: Path, split: str):
+        # Here, not at the top: it takes half a second that only those who read from disk should pay.
+        import tensorflow_datasets as tfds
+        from array_record.python.array_record_module import ArrayRecordReader
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        self._example = tf_example_pb2.Example
+        try:
+            info = tfds.builder_from_directory(str(directory)).info.splits[split]
+            # No read-ahead: neighbours in the file are rarely neighbours in the shuffled order.
+            self._readers = [
+                ArrayRecordReader(str(path), options="readahead_buffer_size:0", file_reader_buffer_size=2**15)
+                for path in info.filepaths
+            ]
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{directory} cannot be opened ({reason}); delete the folder and prepare the dataset again"
+            ) from error
+        self.offsets = np.cumsum([0, *info.shard_lengths])
+
+    def features(self, records: list[int]) -> list[Any]:
+        """The feature map (name to `tf.train.Feature`) of each record; one call per file is much faster than many."""
+        ordinals = np.asarray(records)
+        shards = np.searchsorted(self.offsets, ordinals, side="right") - 1
+        raw: list[bytes] = [b""] * len(records)
+        for shard in np.unique(shards):
+            (where,) = np.nonzero(shards == shard)
+            found = self._readers[shard].read((ordinals[where] - self.offsets[shard]).tolist())
+            for i, record in zip(where, found):
+                raw[i] = record
+        return [self._example.FromString(record).features.feature for record in raw]
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The integers of `[starts[i], starts[i] + lengths[i])`, range after range: int64 [sum(lengths)]."""
+    lengths = np.asarray(lengths, np.int64)
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if ends.size else 0
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+
+
+def _check_ranges(starts: np.ndarray, lengths: np.ndarray, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    starts, lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
+    wrong = np.flatnonzero((starts < 0) | (lengths < 0) | (starts + lengths > n_tokens))
+    if wrong.size:
+        start, stop = starts[wrong[0]], starts[wrong[0]] + lengths[wrong[0]]
+        raise IndexError(f"tokens [{start}, {stop}) asked of a stream of {n_tokens}.")
+    return starts, lengths
