@@ -192,6 +192,7 @@ def _make_rule(
         case "adadelta":
             return optax.adadelta(schedule, rho=b2, eps=eps)
         case "adafactor":
+            # Its clipping and its relative rate take the root mean square of a leaf: of all stacked layers together.
             # optax adds this decay after the learning rate, so the rate must be in it to mean what it means elsewhere.
             return optax.adafactor(
                 schedule, weight_decay_rate=_scaled(schedule, weight_decay), weight_decay_mask=decayed
@@ -322,7 +323,7 @@ def _check_optimizer(config: OptimConfig) -> None:
         )
         check(
             name not in _AVERAGES_SQUARES or 1 - config.beta2 >= 1 / 256,
-            f"beta2 {config.beta2} with moment_dtype bfloat16: the second moment would never decay;"
+            f"beta2 {config.beta2} with moment_dtype bfloat16: rounding could keep the second moment from ever decaying;"
             " use beta2 of at most 0.996, or float32",
         )
 
