@@ -323,7 +323,7 @@ def _check_optimizer(config: OptimConfig) -> None:
         )
         check(
             name not in _AVERAGES_SQUARES or 1 - config.beta2 >= 1 / 256,
-            f"beta2 {config.beta2} with moment_dtype bfloat16: rounding could keep the second moment from ever decaying;"
+            f"beta2 {config.beta2} with moment_dtype bfloat16: rounding may keep the second moment from decaying;"
             " use beta2 of at most 0.996, or float32",
         )
 
