@@ -117,10 +117,10 @@ def load_manifest(folder: Path) -> Manifest:
         raise UserError(f"cannot read {path}: {error}; delete {folder} and run prepare again") from None
     for name, size in manifest.files.items():
         file = folder / name
-        found = file.stat().st_size if file.is_file() else None
+        found = f"has {file.stat().st_size} bytes" if file.is_file() else "is gone"
         check(
-            found == size,
-            f"the dataset in {folder} is damaged: {name} has {'gone' if found is None else f'{found} bytes'}, "
-            f"expected {size} bytes; delete the folder and run prepare again",
+            found == f"has {size} bytes",
+            f"the dataset in {folder} is damaged: {name} {found}, expected {size} bytes; "
+            "delete the folder and run prepare again",
         )
     return manifest

@@ -14,8 +14,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -80,6 +80,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | N
         for role in ("source", "validation_source", "test_source")
         if (form := getattr(data, role)) is not None
     }
+    seen = _modified(sources)
     files = _fingerprint_sources(sources, report)
     # A tokenizer that is brought along shapes the dataset as much as the text does.
     brought = None if is_trained(tokenizer) else train_tokenizer(tokenizer, ())
@@ -97,6 +98,8 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | N
                     _remove_leftovers(parent)
                 with _temporary_folder(parent) as building:
                     _build(building, data, tokenizer, brought, sources, files, fingerprint, report)
+                    changed = seen.items() ^ _modified(sources).items()
+                    check(not changed, f"{min(changed)[0]} changed while it was read; run again" if changed else "")
                     _move(building, folder)
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
@@ -156,6 +159,12 @@ def _fingerprint_sources(sources: dict[str, Source], report: Progress) -> dict[s
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def _modified(sources: dict[str, Source]) -> dict[Path, int]:
+    """When each source file was last written, in nanoseconds; -1 if it is gone."""
+    paths = [path for source in sources.values() for _, path in source.files()]
+    return {path: path.stat().st_mtime_ns if path.exists() else -1 for path in paths}
 
 
 def _fingerprint(
@@ -339,7 +348,7 @@ def _lock(folder: Path, waiting: Callable[[], None] | None) -> Iterator[bool]:
             try:
                 yield True
             finally:
-                path.unlink()
+                path.unlink(missing_ok=True)
             return
 
 
@@ -365,18 +374,12 @@ def _remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary_folder(parent: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
-    folder.chmod(0o777 & ~_umask())  # mkdtemp makes private folders; datasets are shared like any other file.
+    folder = parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
+    folder.mkdir()
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # After a success it is no longer there.
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _move(building: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ import glob
 import gzip
 import hashlib
 import json
+import os
 import sysconfig
 import zlib
 from collections.abc import Callable, Iterator
@@ -205,10 +206,12 @@ class _StandardLibrary(_Files):
 
     def __init__(self) -> None:
         root = Path(sysconfig.get_paths()["stdlib"])
-        found = [(path.relative_to(root), path) for path in root.rglob("*.py")]
-        kept = [(key.as_posix(), path) for key, path in found if not _NOT_STDLIB.intersection(key.parts)]
-        check(kept, f"python-stdlib: no .py files in {root}; choose another source: {FORMS}")
-        super().__init__(sorted(kept))
+        found = []
+        for folder, subfolders, names in os.walk(root):
+            subfolders[:] = [name for name in subfolders if name not in _NOT_STDLIB]
+            found += [Path(folder, name) for name in names if name.endswith(".py")]
+        check(found, f"python-stdlib: no .py files in {root}; choose another source: {FORMS}")
+        super().__init__(sorted((path.relative_to(root).as_posix(), path) for path in found))
 
     def documents(self) -> Iterator[Document]:
         self.bytes_read = 0
@@ -262,9 +265,8 @@ class _Tfds:
             raise UserError(f"source {source!r} has no field {field!r}; it has {_listed(features)}: set data.field")
 
     def files(self) -> list[tuple[str, Path]]:
-        base_split = self._split.partition("[")[0]
-        shards = self._builder.info.splits[base_split].filepaths
-        # The slice, if any, is no file; as part of the key it still counts in fingerprints.
+        shards = self._builder.info.splits[self._split].filepaths
+        # A slice (train[:1%]) is no file; as part of the key it still counts in fingerprints.
         return [(f"{Path(shard).name}#{self._split}", Path(shard)) for shard in shards]
 
     def documents(self) -> Iterator[Document]:

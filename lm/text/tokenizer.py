@@ -152,17 +152,19 @@ class SubwordTokenizer(Tokenizer):
             raise UserError(f"{origin} is not a Hugging Face tokenizer.json: {_one_line(error)}") from None
         self._definition = definition
         self.kind = kind
-        self._hf.encode_special_tokens = True  # Special tokens spelled out in text are text.
-        self._hf.no_truncation()
-        self._hf.no_padding()
-
         vocabulary = self._hf.get_vocab(with_added_tokens=True)
         eos = next((name for name in EOS_NAMES if name in vocabulary), None)
         if eos is None:
             raise UserError(f"{origin} has no token that ends a document; it needs one of: {', '.join(EOS_NAMES)}")
+        bos = next((name for name in BOS_NAMES if name in vocabulary), eos)
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = vocabulary[eos]
-        self.bos_id = next((vocabulary[name] for name in BOS_NAMES if name in vocabulary), self.eos_id)
+        self.bos_id = vocabulary[bos]
+
+        self._hf.add_special_tokens([eos, bos])  # Files converted by hand list them as ordinary tokens.
+        self._hf.encode_special_tokens = True  # Special tokens spelled out in text are text.
+        self._hf.no_truncation()
+        self._hf.no_padding()
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""

@@ -1,0 +1,456 @@
+"""Preparing: the text comes back from disk token by token, stays in its split, and is whole or not there."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+import lm.data.prepare
+from lm.data.config import DataConfig
+from lm.data.manifest import index_path, load_manifest
+from lm.data.prepare import prepare, split_of
+from lm.data.sources import Document, documents, open_source
+from lm.data.writer import RECORD_TOKENS, DatasetWriter
+from lm.errors import UserError
+from lm.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
+
+BYTE = TokenizerConfig(kind="byte")
+BPE = TokenizerConfig(kind="bpe", vocab_size=300)
+
+
+def corpus(folder: Path, count: int = 40) -> DataConfig:
+    """Settings for `count` one-paragraph documents, some of them empty."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = [f"document {i}, 第{i}篇: " + "word " * (i % 7) for i in range(count)]
+    (folder / "t.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    return DataConfig(
+        source=f"text:{folder}/*.txt",
+        document="paragraph",
+        validation_fraction=0.2,
+        test_fraction=0.2,
+        root=str(folder / "datasets"),
+    )
+
+
+def stored_documents(folder: Path, split: str) -> list[tuple[str, list[int]]]:
+    """Key and tokens of each document, put together again from the records that TFDS reads."""
+    found: list[tuple[str, list[int]]] = []
+    for record in tfds.builder_from_directory(folder).as_data_source(split=split):
+        if record["offset"] == 0:
+            found.append((record["key"].decode(), []))
+        assert record["document"] == len(found) - 1
+        assert record["offset"] == len(found[-1][1])
+        assert record["tokens"].dtype == np.int32
+        assert 0 < len(record["tokens"]) <= RECORD_TOKENS
+        found[-1][1].extend(record["tokens"].tolist())
+    return found
+
+
+def expected_documents(data: DataConfig, split: str, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
+    return [
+        (document.key, [*tokenizer.encode(document.text), tokenizer.eos_id])
+        for document in documents(data.source, data)
+        if split_of(document.text, data) == split and document.text.strip()
+    ]
+
+
+def everything_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("config", [BYTE, BPE], ids=["byte", "bpe"])
+def test_tfds_reads_back_what_the_tokenizer_says(tmp_path: Path, config: TokenizerConfig):
+    data = corpus(tmp_path)
+    folder = prepare(data, config)
+    manifest = load_manifest(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    assert tokenizer.fingerprint() == manifest.tokenizer_fingerprint
+    assert set(manifest.splits) == {"train", "validation", "test"}
+    assert sum(counts.documents for counts in manifest.splits.values()) == 40
+
+    for split, counts in manifest.splits.items():
+        stored = stored_documents(folder, split)
+        assert stored == expected_documents(data, split, tokenizer)
+        lengths = [len(tokens) for _, tokens in stored]
+        by_document = np.load(index_path(folder, split, "documents"), mmap_mode="r")
+        by_record = np.load(index_path(folder, split, "records"), mmap_mode="r")
+        assert by_document.dtype == by_record.dtype == np.int64
+        np.testing.assert_array_equal(by_document, np.cumsum([0, *lengths]))
+        assert (counts.documents, counts.tokens) == (len(stored), sum(lengths))
+        assert counts.records == len(by_record) - 1
+        assert by_record[-1] == counts.tokens
+        assert counts.bytes == sum(len(tokenizer.decode(tokens).encode()) for _, tokens in stored)
+
+
+@pytest.mark.parametrize("config", [BYTE, BPE], ids=["byte", "bpe"])
+def test_long_documents_are_cut_into_records_and_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: TokenizerConfig
+):
+    monkeypatch.setattr("lm.data.writer._SHARD_BYTES", 30_000)
+    texts = ["ab cd 月 " * 9_000, "x" * (RECORD_TOKENS - 1), "y" * RECORD_TOKENS, "no", " "]
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_text(text)
+    data = DataConfig(source=f"text:{tmp_path}/*.txt", validation_fraction=0, root=str(tmp_path))
+    folder = prepare(data, config)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    assert stored_documents(folder, "train") == expected_documents(data, "train", tokenizer)
+    shards = sorted(folder.glob("corpus-train*"))
+    assert len(shards) > 1
+    assert shards[-1].name.endswith(f"-{len(shards) - 1:05d}-of-{len(shards):05d}")
+    manifest = load_manifest(folder)
+    assert manifest.skipped_documents == 1
+    records = tfds.builder_from_directory(folder).as_data_source(split="train")
+    index = np.load(index_path(folder, "train", "records"))
+    np.testing.assert_array_equal(np.diff(index), [len(record["tokens"]) for record in records])
+    if config is BYTE:
+        assert (np.diff(index)[-4:] == [RECORD_TOKENS, RECORD_TOKENS, 1, 3]).all()
+
+
+def test_twice_is_once_and_any_change_shows(tmp_path: Path):
+    data = corpus(tmp_path)
+    folder = prepare(data, BYTE)
+    phases: list[str] = []
+    assert prepare(data, BYTE, lambda phase, done, total: phases.append(phase)) == folder
+    assert set(phases) == {"fingerprint"}
+
+    def elsewhere(**changes: object) -> Path:
+        return prepare(dataclasses.replace(data, **changes), BYTE)
+
+    for reading in ({"seq_len": 8}, {"packing": "documents"}, {"seed": 3}, {"workers": 2}, {"field": "no matter"}):
+        assert elsewhere(**reading) == folder
+    folders = [
+        folder,
+        elsewhere(split_seed=1),
+        elsewhere(test_fraction=0.1),
+        elsewhere(document="line"),
+        elsewhere(validation_source=data.source),
+        prepare(data, BPE),
+        prepare(data, dataclasses.replace(BPE, vocab_size=290)),
+    ]
+    (tmp_path / "t.txt").touch()
+    assert prepare(data, BYTE) == folder, "the content counts, not the time"
+    with (tmp_path / "t.txt").open("a") as file:
+        file.write("!")
+    folders.append(prepare(data, BYTE))
+    assert len(set(folders)) == len(folders)
+
+
+def test_the_same_text_elsewhere_is_the_same_dataset(tmp_path: Path):
+    one, two = prepare(corpus(tmp_path / "a"), BPE), prepare(corpus(tmp_path / "b/c"), BPE)
+    assert one.parent.name == two.parent.name
+    for path in everything_below(one):
+        if (one / path).is_file() and path != "manifest.json":
+            assert (one / path).read_bytes() == (two / path).read_bytes(), path
+
+
+def test_documents_keep_their_split_when_others_come(tmp_path: Path):
+    data = corpus(tmp_path)
+    before = prepare(data, BYTE)
+    (tmp_path / "a_first.txt").write_text("\n\n".join(f"new {i}" for i in range(30)) + "\n\ndocument 1, 第1篇: word ")
+    after = prepare(data, BYTE)
+    tokens: dict[str, list[set]] = {}
+    for split in ("train", "validation", "test"):
+        tokens[split] = [{tuple(t) for _, t in stored_documents(folder, split)} for folder in (before, after)]
+        assert tokens[split][0] <= tokens[split][1]
+    assert not tokens["train"][1] & tokens["validation"][1]
+    assert not tokens["train"][1] & tokens["test"][1]
+
+
+def test_fractions_are_kept_and_seeded():
+    texts = [f"text {i}" for i in range(4000)]
+    data = DataConfig(validation_fraction=0.1, test_fraction=0.25)
+    splits = [split_of(text, data) for text in texts]
+    assert abs(splits.count("validation") / 4000 - 0.1) < 0.02
+    assert abs(splits.count("test") / 4000 - 0.25) < 0.03
+    assert splits != [split_of(text, dataclasses.replace(data, split_seed=1)) for text in texts]
+
+
+def test_splits_given_as_files(tmp_path: Path):
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} one\n{name} two\n")
+    data = DataConfig(
+        source=f"text:{tmp_path}/train.txt",
+        validation_source=f"text:{tmp_path}/valid.txt",
+        test_source=f"text:{tmp_path}/test.txt",
+        document="line",
+        validation_fraction=0.9,
+        root=str(tmp_path),
+    )
+    folder = prepare(data, BPE)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    for split, name in (("train", "train"), ("validation", "valid"), ("test", "test")):
+        stored = stored_documents(folder, split)
+        assert [tokenizer.decode(tokens) for _, tokens in stored] == [f"{name} one", f"{name} two"]
+    assert set(load_manifest(folder).sources) == {"source", "validation_source", "test_source"}
+
+
+def test_the_tokenizer_learns_from_the_training_split_alone(tmp_path: Path):
+    data = corpus(tmp_path)
+    held_out = [d.text for d in documents(data.source, data) if split_of(d.text, data) != "train"]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    kept = [d.text for d in documents(data.source, data) if d.text not in held_out]
+    (alone / "t.txt").write_text("\n\n".join(kept), encoding="utf-8")
+    folders = [prepare(data, BPE), prepare(dataclasses.replace(data, source=f"text:{alone}/t.txt"), BPE)]
+    assert len({load_manifest(folder).tokenizer_fingerprint for folder in folders}) == 1
+
+
+def test_a_prepared_dataset_is_a_source(tmp_path: Path):
+    """What TFDS users have, ArrayRecord datasets in a folder, goes in again; here with the keys as text."""
+    first = prepare(corpus(tmp_path), BYTE)
+    data = DataConfig(source=f"tfds:{first}", field="key", validation_fraction=0, root=str(tmp_path))
+    again = prepare(data, BYTE)
+    keys = [key for key, _ in stored_documents(first, "train")]
+    tokenizer = load_tokenizer(again / "tokenizer")
+    assert [tokenizer.decode(tokens) for _, tokens in stored_documents(again, "train")] == keys
+
+
+class BrokenError(Exception):
+    """Something unforeseen."""
+
+
+@pytest.mark.parametrize("when", ["train tokenizer", "tokenize"])
+@pytest.mark.parametrize("failure", [BrokenError, KeyboardInterrupt])
+def test_a_failure_leaves_nothing(tmp_path: Path, when: str, failure: type[BaseException]):
+    data = corpus(tmp_path)
+    before = everything_below(tmp_path)
+
+    def fail(phase: str, done: int, total: int | None) -> None:
+        if phase == when:
+            raise failure
+
+    with pytest.raises(failure):
+        prepare(data, BPE, fail)
+    assert everything_below(tmp_path) == before
+    load_manifest(prepare(data, BPE))
+
+
+def test_a_full_disk_is_a_user_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = corpus(tmp_path)
+    before = everything_below(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(lm.data.prepare, "_sync", full)
+    with pytest.raises(UserError, match=r"cannot write the dataset in .*: No space left on device; free space or set"):
+        prepare(data, BYTE)
+    assert everything_below(tmp_path) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_inside_array_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lm.data.writer._SplitWriter._shard_path", lambda self, number: Path("/dev/full"))
+    ids = np.random.default_rng(0).integers(1 << 30, size=2000).tolist()
+
+    def write() -> None:
+        with DatasetWriter(tmp_path, "corpus", eos_id=0) as writer:
+            for i in range(3000):
+                writer.add("train", str(i), ids, 1, last=True)
+            writer.finish()
+
+    with pytest.raises(UserError, match="cannot write the dataset"):
+        write()
+
+
+KILLED = """
+import os, signal, sys
+from lm.data.config import DataConfig
+from lm.data.prepare import prepare
+from lm.text.tokenizer import TokenizerConfig
+
+def report(phase, done, total):
+    if phase == "tokenize":
+        print("tokenizing", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+prepare(DataConfig(source=sys.argv[1], root=sys.argv[2]), TokenizerConfig(kind="byte"), report)
+"""
+
+
+def test_a_killed_process_leaves_nothing_that_looks_whole(tmp_path: Path):
+    for i in range(30):
+        (tmp_path / f"{i}.txt").write_text(f"text {i}")
+    data = DataConfig(source=f"text:{tmp_path}/*.txt", root=str(tmp_path / "datasets"))
+    command = [sys.executable, "-c", KILLED, data.source, data.root]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    (leftover,) = Path(data.root).glob("corpus/*/.incomplete-*")
+    assert list(leftover.glob("*array_record*")), "killed in the middle of the work"
+    assert not list(Path(data.root).glob("corpus/*/1.0.0"))
+
+    (tmp_path / "30.txt").write_text("another dataset, whose preparation tidies up all the same")
+    load_manifest(prepare(data, BYTE))
+    assert not leftover.exists()
+    assert not leftover.parent.exists()
+    assert not list(Path(data.root).rglob(".lock"))
+
+
+def test_who_comes_second_waits_and_takes_what_the_first_built(tmp_path: Path):
+    data = corpus(tmp_path)
+    first_works, second_waits = threading.Event(), threading.Event()
+    phases: list[str] = []
+    folders: list[Path] = []
+
+    def first(phase: str, done: int, total: int | None) -> None:
+        if phase == "tokenize" and not first_works.is_set():
+            first_works.set()
+            assert second_waits.wait(20)
+
+    def second(phase: str, done: int, total: int | None) -> None:
+        phases.append(phase)
+        if phase == "wait":
+            second_waits.set()
+
+    threads = [threading.Thread(target=lambda: folders.append(prepare(data, BYTE, first)))]
+    threads.append(threading.Thread(target=lambda: folders.append(prepare(data, BYTE, second))))
+    threads[0].start()
+    assert first_works.wait(20)
+    threads[1].start()
+    for thread in threads:
+        thread.join(20)
+    assert len(set(folders)) == 1
+    assert len(folders) == 2
+    assert set(phases) == {"fingerprint", "wait"}
+    assert [path.name for path in folders[0].parent.iterdir()] == ["1.0.0"]
+
+
+def test_without_locks_the_first_to_finish_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Some network file systems have no locks; then two may build at once, and neither harms the other."""
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    data = corpus(tmp_path)
+    inner: list[Path] = []
+
+    def second(phase: str, done: int, total: int | None) -> None:
+        if phase == "tokenize" and not inner:
+            inner.append(Path())
+            inner[0] = prepare(data, BYTE)
+
+    folder = prepare(data, BYTE, second)
+    assert folder == inner[0]
+    load_manifest(folder)
+    assert [path.name for path in folder.parent.glob("[!.l]*")] == ["1.0.0"]
+
+
+def test_text_that_changes_while_it_is_read_is_refused(tmp_path: Path):
+    data = corpus(tmp_path)
+
+    def meddle(phase: str, done: int, total: int | None) -> None:
+        if phase == "tokenize":
+            (tmp_path / "t.txt").write_text("other")
+
+    with pytest.raises(UserError, match=r"t\.txt changed while it was read"):
+        prepare(data, BYTE, meddle)
+    assert not Path(data.root).exists()
+
+
+def test_a_damaged_dataset_is_named(tmp_path: Path):
+    data = corpus(tmp_path)
+    folder = prepare(data, BYTE)
+    shard = next(folder.glob("corpus-train*"))
+    os.truncate(shard, 10)
+    with pytest.raises(UserError, match=f"{shard.name} has 10 bytes, expected"):
+        prepare(data, BYTE)
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard.name} is gone, expected"):
+        load_manifest(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 0}))
+    with pytest.raises(UserError, match="has dataset format 0; this version reads 1"):
+        load_manifest(folder)
+    for content in ("", "[]", "{}"):
+        (folder / "manifest.json").write_text(content)
+        with pytest.raises(UserError, match=r"cannot read .*manifest\.json"):
+            load_manifest(folder)
+    with pytest.raises(UserError, match="no prepared dataset in"):
+        load_manifest(tmp_path)
+
+
+class _Endless:
+    """A source of `count` documents that exist one at a time."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.bytes_read = 0
+
+    def files(self) -> list[tuple[str, Path]]:
+        return []
+
+    def documents(self):
+        for i in range(self.count):
+            yield Document(str(i), f"{i} " + "words of a text " * 150)
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lm.data.prepare, "_BATCH_CHARACTERS", 50_000)
+    peaks = []
+    for count in (50, 200, 1600):  # The first loads what is loaded once.
+        monkeypatch.setattr(lm.data.prepare, "open_source", lambda *_, count=count: _Endless(count))
+        tracemalloc.start()
+        prepare(DataConfig(root=str(tmp_path / str(count))), BYTE)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.3 * peaks[1], peaks
+
+
+BAD = {
+    "empty file": ({"source": "text:{tmp}/empty.txt"}, {}, "data.source .* holds no text"),
+    "white space": ({"source": "text:{tmp}/white.txt", "document": "line"}, {}, r"holds no text \(2 empty documents\)"),
+    "all held out": (
+        {"source": "text:{tmp}/one.txt", "validation_fraction": 0.999999},
+        {},
+        "training split is empty: the 1 documents .* were all held out; make more documents",
+    ),
+    "empty validation": ({"validation_source": "text:{tmp}/empty.txt"}, {}, "data.validation_source .* holds no text"),
+    "missing validation": ({"validation_source": "text:{tmp}/none.txt"}, {}, "matches no file"),
+    "fraction above 1": ({"validation_fraction": 1.0}, {}, "data.validation_fraction is 1.0"),
+    "fraction below 0": ({"test_fraction": -0.1}, {}, "data.test_fraction -0.1"),
+    "fraction no number": ({"test_fraction": float("nan")}, {}, "data.test_fraction nan"),
+    "name": ({"name": "My-Corpus"}, {}, "data.name is 'My-Corpus'; use lower-case letters"),
+    "name leads away": ({"name": "../up"}, {}, "data.name is '../up'"),
+    "document": ({"document": "page"}, {}, "data.document is 'page'; choose file, paragraph or line"),
+    "tokenizer": ({}, {"kind": "wordpiece"}, "tokenizer.kind is 'wordpiece'"),
+    "broken text": ({"source": "text:{tmp}/latin.bin"}, {}, "is not UTF-8"),
+    "root is a file": ({"root": "{tmp}/one.txt"}, {}, "cannot write the dataset in .*: Not a directory"),
+    "root cannot be": ({"root": "/proc/none/datasets"}, {}, "cannot write the dataset in /proc"),
+}
+
+
+@pytest.mark.parametrize(("data", "tokenizer", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_answered_in_one_line(tmp_path: Path, data: dict, tokenizer: dict, message: str):
+    for name, content in {"empty": b"", "white": b" \n\t\n", "one": b"one", "fine": b"fine text"}.items():
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    (tmp_path / "latin.bin").write_bytes(b"\xff\xfe")
+    before = everything_below(tmp_path)
+    settings = {"source": "text:{tmp}/fine.txt", "validation_fraction": 0, "root": "{tmp}/new/datasets"} | data
+    settings = {k: v.replace("{tmp}", str(tmp_path)) if isinstance(v, str) else v for k, v in settings.items()}
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(DataConfig(**settings), TokenizerConfig(**({"kind": "byte"} | tokenizer)))
+    assert "\n" not in str(caught.value)
+    assert everything_below(tmp_path) == before
+
+
+PTB = Path(__file__).parents[3] / "shared/data/ptb"
+
+
+@pytest.mark.skipif(not PTB.is_dir(), reason="the PTB files are not here")
+def test_penn_treebank_has_its_published_size(tmp_path: Path):
+    data = DataConfig(source=f"text:{PTB}/ptb.valid.txt", document="line", validation_fraction=0, root=str(tmp_path))
+    folder = prepare(data, BYTE)
+    words = sum(len(d.text.split()) + 1 for d in open_source(data.source, data).documents())
+    assert words == 73_760, "the published count, one end of sentence per line included"
+    assert load_manifest(folder).splits["train"].documents == 3370

@@ -1,0 +1,142 @@
+"""Sources: what becomes a document, and what is said about text that cannot be read."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from lm.data.config import DataConfig
+from lm.data.sources import documents, open_source
+from lm.errors import UserError
+
+
+def read(source: str, **settings: object) -> list[tuple[str, str]]:
+    return [(document.key, document.text) for document in documents(source, DataConfig(**settings))]
+
+
+def test_files_come_sorted_with_keys_below_the_fixed_part(tmp_path: Path):
+    for name in ["b.txt", "a/z.txt", "a/b/c.txt", "a/skip.md"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name + "\r\n")
+    assert read(f"text:{tmp_path}/**/*.txt") == [
+        ("a/b/c.txt", "a/b/c.txt\r\n"),
+        ("a/z.txt", "a/z.txt\r\n"),
+        ("b.txt", "b.txt\r\n"),
+    ]
+    assert read(f"text:{tmp_path}/a/z.txt") == [("z.txt", "a/z.txt\r\n")]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_and_paragraphs(tmp_path: Path, end: str):
+    (tmp_path / "t.txt").write_bytes(end.join(["", "one", "two", " ", "", "三", ""]).encode())
+    source = f"text:{tmp_path}/t.txt"
+    assert read(source, document="line") == [
+        ("t.txt:1", ""),
+        ("t.txt:2", "one"),
+        ("t.txt:3", "two"),
+        ("t.txt:4", " "),
+        ("t.txt:5", ""),
+        ("t.txt:6", "三"),
+    ]
+    assert read(source, document="paragraph") == [("t.txt:2", f"one{end}two"), ("t.txt:6", "三")]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path):
+    (tmp_path / "t.txt").write_bytes("\ufeffone\ntwo \ufeff".encode())
+    assert read(f"text:{tmp_path}/t.txt") == [("t.txt", "one\ntwo \ufeff")]
+    (tmp_path / "t.jsonl").write_bytes('\ufeff{"text": "one"}'.encode())
+    assert read(f"jsonl:{tmp_path}/t.jsonl") == [("t.jsonl:1", "one")]
+
+
+@pytest.mark.parametrize("document", ["file", "line", "paragraph"])
+def test_gz_is_the_same_text(tmp_path: Path, document: str):
+    content = "one\n\ntwo 三\n".encode() * 1000
+    (tmp_path / "t.txt").write_bytes(content)
+    with gzip.open(tmp_path / "t.txt.gz", "wb") as file:
+        file.write(content)
+    plain = open_source(f"text:{tmp_path}/t.txt", DataConfig(document=document))
+    packed = open_source(f"text:{tmp_path}/t.txt.gz", DataConfig(document=document))
+    assert [d.text for d in plain.documents()] == [d.text for d in packed.documents()]
+    for source, name in ((plain, "t.txt"), (packed, "t.txt.gz")):
+        assert source.bytes_read == (tmp_path / name).stat().st_size, "progress ends at 100 %"
+
+
+def test_jsonl_field(tmp_path: Path):
+    lines = [json.dumps({"body": "一\n二", "n": 1}), "", json.dumps({"body": "three"}), r'{"body": "half \ud83d pair"}']
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    assert read(f"jsonl:{tmp_path}/*.jsonl", field="body") == [
+        ("t.jsonl:1", "一\n二"),
+        ("t.jsonl:3", "three"),
+        ("t.jsonl:4", "half \ufffd pair"),
+    ]
+
+
+def test_python_stdlib_holds_no_tests_and_never_changes():
+    source = open_source("python-stdlib", DataConfig())
+    keys = [key for key, _ in source.files()]
+    assert keys == sorted(keys)
+    assert "os.py" in keys
+    assert "json/decoder.py" in keys
+    assert not [key for key in keys if {"test", "tests", "idle_test", "site-packages"} & set(key.split("/"))]
+    total = sum(len(document.text) for document in source.documents())
+    assert total > 5_000_000
+    assert keys == [key for key, _ in open_source("python-stdlib", DataConfig()).files()]
+
+
+def write_tfds(folder: Path, texts: list[str]) -> None:
+    from lm.data.writer import DatasetWriter
+
+    with DatasetWriter(folder, "little", eos_id=0) as writer:
+        for i, text in enumerate(texts):
+            writer.add("train" if i else "test", text, [1, 2], 2, last=True)
+        writer.finish()
+
+
+def test_tfds_folder(tmp_path: Path):
+    write_tfds(tmp_path, ["zero", "一", "two"])
+    assert read(f"tfds:{tmp_path}", field="key") == [("train:0", "一"), ("train:1", "two")]
+    assert read(f"tfds:{tmp_path}#test", field="key") == [("test:0", "zero")]
+    assert read(f"tfds:{tmp_path}#train[1:]", field="key") == [("train[1:]:0", "two")]
+    source = open_source(f"tfds:{tmp_path}", DataConfig(field="key"))
+    assert [path.is_file() for _, path in source.files()] == [True]
+
+
+BAD = {
+    "unknown form": ("csv:x", {}, "unknown source 'csv:x'; choose text:GLOB"),
+    "no glob": ("text:", {}, "unknown source 'text:'"),
+    "missing file": ("text:{tmp}/none.txt", {}, "matches no file"),
+    "missing glob": ("jsonl:{tmp}/*.none", {}, "matches no file"),
+    "folder": ("text:{tmp}", {}, r"is a folder; name its files, as in .*/\*\*/\*.txt"),
+    "not UTF-8": ("text:{tmp}/latin.txt", {}, "latin.txt is not UTF-8: byte 0xE9 at offset 11"),
+    "not UTF-8, by line": ("text:{tmp}/latin.txt", {"document": "line"}, "byte 0xE9 at offset 11"),
+    "broken gz": ("text:{tmp}/broken.gz", {}, "cannot read .*broken.gz"),
+    "short gz": ("text:{tmp}/short.gz", {}, "cannot read .*short.gz"),
+    "broken json": ("jsonl:{tmp}/bad.jsonl", {}, "bad.jsonl:2 is not valid JSON"),
+    "deep json": ("jsonl:{tmp}/deep.jsonl", {}, "deep.jsonl:1 is not valid JSON"),
+    "no object": ("jsonl:{tmp}/list.jsonl", {}, "list.jsonl:1 is not a JSON object but list"),
+    "no field": ("jsonl:{tmp}/bad.jsonl", {"field": "body"}, "bad.jsonl:1 has no field 'body'; it has 'text'"),
+    "no string": ("jsonl:{tmp}/number.jsonl", {}, "field 'text' holds int, not a string"),
+    "unknown tfds": ("tfds:there_is_no_such_dataset", {}, "cannot open source 'tfds:there_is_no_such_dataset'"),
+    "no tfds folder": ("tfds:{tmp}", {}, "cannot open source"),
+    "no tfds split": ("tfds:{tmp}/tfds#none", {"field": "key"}, "has no split 'none'; it has train, test"),
+    "no tfds field": ("tfds:{tmp}/tfds", {}, "has no field 'text'"),
+    "tfds field of numbers": ("tfds:{tmp}/tfds", {"field": "tokens"}, "field 'tokens' holds ndarray, not text"),
+}
+
+
+@pytest.mark.parametrize(("source", "settings", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_answered_in_one_line(tmp_path: Path, source: str, settings: dict, message: str):
+    (tmp_path / "latin.txt").write_bytes(b"\xef\xbb\xbffine\ncaf\xe9")
+    (tmp_path / "broken.gz").write_bytes(b"this is not gzip")
+    (tmp_path / "short.gz").write_bytes(gzip.compress(b"fine\n" * 1000)[:-9])
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    (tmp_path / "deep.jsonl").write_text("[" * 200_000)
+    (tmp_path / "list.jsonl").write_text("[1]")
+    (tmp_path / "number.jsonl").write_text('{"text": 1}')
+    if "/tfds" in source:
+        (tmp_path / "tfds").mkdir()
+        write_tfds(tmp_path / "tfds", ["a", "b"])
+    with pytest.raises(UserError, match=message) as caught:
+        read(source.replace("{tmp}", str(tmp_path)), **settings)
+    assert "\n" not in str(caught.value)
