@@ -39,6 +39,7 @@ class Checkpoints:
         self._policy = _KeepLatestAndBest(keep)
         self._manager = ocp.CheckpointManager(
             path.absolute(),
+            item_handlers={"state": ocp.PyTreeCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=True,
@@ -122,7 +123,7 @@ class Checkpoints:
 
 
 def _as_dict(state: Any) -> dict[str, Any]:
-    """A tree as nested dictionaries keyed by the parts of its paths: on disk, names do not depend on container types."""
+    """A tree as nested dictionaries keyed by its paths' parts: names on disk do not depend on container types."""
     nested: dict[str, Any] = {}
     for path, leaf in tree.path_leaves(state):
         *parents, name = path.split("/")

@@ -107,7 +107,9 @@ class Embed(nn.Module):
 
     def __call__(self, ids: Array) -> Array:
         """int32 `[...]` to `[..., D]`."""
-        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        # Rows are looked up whole: a table split along its features would have to be put together after the lookup.
+        table = constrain(self.embedding, self.axes[0], None)
+        return jnp.take(table, ids, axis=0).astype(self.dtype)
 
     def attend(self, x: Array) -> Array:
         """`[..., D]` to float32 scores `[..., rows]`: the output head that shares this table."""
