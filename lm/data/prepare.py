@@ -1,25 +1,20 @@
 """Text to a tokenised dataset on disk, in TFDS's ArrayRecord format (`lm.data.manifest` describes the folder).
 
-The documents stream by twice: once to train the tokenizer, once to be encoded and written. The dataset is built in
-a folder of its own and moved into place when everything in it is on disk, so that whatever has the final name is whole.
+The documents stream by twice: once to train the tokenizer, once to be encoded and written; memory does not grow with
+the corpus. The dataset appears under its name only when all of it is on disk (`lm.data.atomic`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
+from lm.data.atomic import whole_folder
 from lm.data.config import DataConfig
 from lm.data.manifest import (
     DATASET_VERSION,
@@ -42,8 +37,6 @@ total; both in bytes, the total None where nobody knows it."""
 
 _BATCH_CHARACTERS = 1 << 20  # encoded together; memory grows with this, not with the corpus
 _PIECE_CHARACTERS = 1 << 15  # long documents are cut so, which spreads them over the cores
-_TEMPORARY = ".incomplete-"
-_LOCK = ".lock"
 # The settings that shape a dataset; the others of DataConfig are about reading it.
 _SHAPING = (
     "source",
@@ -86,24 +79,18 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | N
     brought = None if is_trained(tokenizer) else train_tokenizer(tokenizer, ())
     fingerprint = _fingerprint(data, tokenizer, brought, files)
 
-    parent = Path(data.root).expanduser() / data.name / fingerprint
-    folder = parent / DATASET_VERSION
+    folder = Path(data.root).expanduser() / data.name / fingerprint / DATASET_VERSION
     if folder.exists():
         load_manifest(folder)
         return folder
     try:
-        with _created(parent), _lock(parent, lambda: report("wait", 0, None)) as locked:
-            if not folder.exists():  # Otherwise another process has built it while this one waited.
-                if locked:
-                    _remove_leftovers(parent)
-                with _temporary_folder(parent) as building:
-                    _build(building, data, tokenizer, brought, sources, files, fingerprint, report)
-                    changed = seen.items() ^ _modified(sources).items()
-                    check(not changed, f"{min(changed)[0]} changed while it was read; run again" if changed else "")
-                    _move(building, folder)
+        with whole_folder(folder, lambda: report("wait", 0, None)) as building:
+            if building is not None:
+                _build(building, data, tokenizer, brought, sources, files, fingerprint, report)
+                _check_unchanged(seen, _modified(sources))
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        raise UserError(f"cannot write the dataset in {parent}: {reason}; free space or set data.root") from error
+        raise UserError(f"cannot write the dataset in {folder}: {reason}; free space or set data.root") from error
     return folder
 
 
@@ -167,6 +154,11 @@ def _modified(sources: dict[str, Source]) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns if path.exists() else -1 for path in paths}
 
 
+def _check_unchanged(before: dict[Path, int], after: dict[Path, int]) -> None:
+    for path, modified in before.items():
+        check(after.get(path) == modified, f"{path} changed while it was read; run prepare again")
+
+
 def _fingerprint(
     data: DataConfig, tokenizer: TokenizerConfig, brought: Tokenizer | None, files: dict[str, list[SourceFile]]
 ) -> str:
@@ -201,7 +193,7 @@ def _build(
     fingerprint: str,
     report: Progress,
 ) -> None:
-    """Writes the whole dataset into `folder`, an empty folder, down to the disk."""
+    """Writes the whole dataset into `folder`, an empty folder."""
     tokenizer = brought or train_tokenizer(tokenizer_config, _training_texts(data, tokenizer_config, sources, report))
     tokenizer.save(folder / TOKENIZER_FOLDER)
 
@@ -244,7 +236,6 @@ def _build(
         files={path.relative_to(folder).as_posix(): path.stat().st_size for path in _files_below(folder)},
     )
     save_manifest(manifest, folder)
-    _sync(folder)
 
 
 class _Piece(NamedTuple):
@@ -303,108 +294,5 @@ def _check_splits(splits: dict[str, SplitCounts], skipped: int, data: DataConfig
         )
 
 
-@contextlib.contextmanager
-def _created(folder: Path) -> Iterator[None]:
-    """Makes a folder and its parents; if the body fails, those that are new and empty go away again."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):  # Not empty: another process works there.
-            for path in new:
-                path.rmdir()
-        raise
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, waiting: Callable[[], None] | None) -> Iterator[bool]:
-    """Holds the lock of a folder, which the system frees when its process dies.
-
-    Args:
-      folder: an existing folder.
-      waiting: called once if another process holds the lock; None to not wait.
-
-    Yields:
-      Whether the lock is held: not if the file system has no locks, or it is busy and `waiting` is None.
-    """
-    path = folder / _LOCK
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)  # Whoever held the lock before may have tidied up.
-        with path.open("wb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if waiting is None:
-                    yield False
-                    return
-                waiting()
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:
-                yield False
-                return
-            if not _is_at(file, path):
-                continue  # The holder before removed the file; its lock protects nothing any more.
-            try:
-                yield True
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left unfinished: in `folder`, whose lock is held, and in its siblings."""
-    for leftover in folder.parent.glob(f"*/{_TEMPORARY}*"):
-        if leftover.parent == folder:
-            shutil.rmtree(leftover)
-            continue
-        with _lock(leftover.parent, None) as locked:
-            if locked:
-                shutil.rmtree(leftover)
-        with contextlib.suppress(OSError):  # Not empty: a finished dataset is there, or another process.
-            leftover.parent.rmdir()
-
-
-@contextlib.contextmanager
-def _temporary_folder(parent: Path) -> Iterator[Path]:
-    folder = parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # After a success it is no longer there.
-
-
-def _move(building: Path, folder: Path) -> None:
-    """Gives a finished dataset its name; if another process did so first, that one stays."""
-    try:
-        building.rename(folder)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise
-    _sync_file(folder.parent)
-
-
 def _files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _sync(folder: Path) -> None:
-    """Waits until a folder and all it holds are on the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        _sync_file(path)
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
