@@ -35,17 +35,24 @@ class Checkpoints:
       keep: how many of the latest to keep, besides the best.
     """
 
-    def __init__(self, path: Path, *, keep: int = 2):
+    def __init__(self, path: Path, *, keep: int = 2, read_only: bool = False):
         self._policy = _KeepLatestAndBest(keep)
         self._manager = ocp.CheckpointManager(
             path.absolute(),
             item_handlers={"state": ocp.PyTreeCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
                 enable_async_checkpointing=True,
+                read_only=read_only,
+                create=not read_only,
             ),
         )
+
+    @classmethod
+    def read_only(cls, path: Path) -> "Checkpoints":
+        """Checkpoints to read from, while another process may be writing them."""
+        return cls(path, read_only=True)
 
     def latest(self) -> int | None:
         """The step of the last complete checkpoint."""

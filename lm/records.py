@@ -37,17 +37,25 @@ class RunDirectory:
         self.path = path
         self._lock: IO[str] | None = None
 
+    @staticmethod
+    def check_new(path: Path) -> None:
+        """Raises UserError if a new run can't be made in `path`; writes nothing."""
+        if path.exists():
+            check(path.is_dir(), f"{path} is a file; choose another folder with --run")
+            check(
+                not any(path.iterdir()),
+                f"{path} is not empty; resume it with `lm train --resume {path}`, or choose another folder with --run",
+            )
+        parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        check(
+            parent.is_dir() and os.access(parent, os.W_OK | os.X_OK),
+            f"can't write the run directory {path}: {parent} is not a writable folder; choose another with --run",
+        )
+
     @classmethod
     def create(cls, path: Path) -> "RunDirectory":
-        """Makes a new run directory.
-
-        Raises:
-          UserError: the folder holds something already, or can't be written.
-        """
-        check(
-            not path.exists() or (path.is_dir() and not any(path.iterdir())),
-            f"{path} is not empty; resume it with `lm train --resume {path}`, or choose another folder with --run",
-        )
+        """Makes a new run directory; raises UserError as `check_new` does, or if the disk refuses."""
+        cls.check_new(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / "log.txt").touch()

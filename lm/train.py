@@ -92,7 +92,9 @@ class TrainConfig:
             return self.steps
         if self.tokens is not None:
             return math.ceil(self.tokens / tokens_per_step)
-        check(self.epochs is not None, "the run has no length; set exactly one of train.steps, train.tokens, train.epochs")
+        check(
+            self.epochs is not None, "the run has no length; set exactly one of train.steps, train.tokens, train.epochs"
+        )
         assert self.epochs is not None
         return math.ceil(self.epochs * steps_per_epoch)
 
@@ -368,7 +370,9 @@ def fit(
         first = int(state.step)
         writer = MetricWriter(run, first)
         reporter.start(first, total_steps)
-        loop = _Loop(run, model, program, feed, config, total_steps, reporter, fingerprint, checkpoints, writer, progress)
+        loop = _Loop(
+            run, model, program, feed, config, total_steps, reporter, fingerprint, checkpoints, writer, progress
+        )
         batches = feed.train(first)
         try:
             return loop.run(state, batches, signals, stop_at)
@@ -412,9 +416,7 @@ class _Loop:
     saved: int | None = None
     validation: dict[str, float] | None = None
 
-    def run(
-        self, state: TrainState, batches: Iterator[Batch], signals: StopSignals, stop_at: int | None
-    ) -> Outcome:
+    def run(self, state: TrainState, batches: Iterator[Batch], signals: StopSignals, stop_at: int | None) -> Outcome:
         config = self.config
         step = first = int(state.step)
         self.saved = first if first else None

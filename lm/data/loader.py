@@ -8,9 +8,11 @@ processes, worker processes or threads.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
+import time
 from dataclasses import dataclass
 
 import grain
@@ -177,6 +179,9 @@ def _start_worker(worker: int, workers: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Leaving, a worker would first wait for a reader of what is still in its pipe, and grain kills it after 25 s.
+    # A moment is enough for an error message to get through.
+    multiprocessing.util.Finalize(None, _leave, exitpriority=10)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -185,3 +190,8 @@ def _start_worker(worker: int, workers: int) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _leave() -> None:
+    time.sleep(0.2)
+    os._exit(1)

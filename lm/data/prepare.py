@@ -50,13 +50,16 @@ _SHAPING = (
 )
 
 
-def prepare(data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | None = None) -> Path:
+def prepare(
+    data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | None = None, *, min_tokens: int = 1
+) -> Path:
     """Makes sure that the dataset these settings describe is on disk.
 
     Args:
       data: where text comes from, how it is split, and where datasets live (`root`, `name`).
       tokenizer: which tokenizer; trained kinds learn from the training split.
       progress: told how far things are.
+      min_tokens: a new dataset whose training split has fewer is refused and not left behind.
 
     Returns:
       Its folder, `root/name/FINGERPRINT/1.0.0`. The fingerprint covers the settings that shape the dataset and the
@@ -86,7 +89,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | N
     try:
         with whole_folder(folder, lambda: report("wait", 0, None)) as building:
             if building is not None:
-                _build(building, data, tokenizer, brought, sources, files, fingerprint, report)
+                _build(building, data, tokenizer, brought, sources, files, fingerprint, report, min_tokens)
                 _check_unchanged(seen, _modified(sources))
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
@@ -192,6 +195,7 @@ def _build(
     files: dict[str, list[SourceFile]],
     fingerprint: str,
     report: Progress,
+    min_tokens: int,
 ) -> None:
     """Writes the whole dataset into `folder`, an empty folder."""
     tokenizer = brought or train_tokenizer(tokenizer_config, _training_texts(data, tokenizer_config, sources, report))
@@ -218,6 +222,12 @@ def _build(
         splits = writer.finish()
     report("tokenize", total, total)
     _check_splits(splits, skipped, data)
+    tokens = splits["train"].tokens
+    check(
+        tokens >= min_tokens,
+        f"the training split has {tokens} tokens, fewer than the {min_tokens} that one sequence takes (data.seq_len "
+        f"{data.seq_len}); lower data.seq_len or add text",
+    )
 
     manifest = Manifest(
         name=data.name,

@@ -1,0 +1,181 @@
+"""An experiment: the settings of every room, composed, loaded from a file, overridden, saved and read back."""
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import importlib.util
+import io
+import re
+import traceback
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lm.data.config import DataConfig
+from lm.errors import UserError, check
+from lm.models.transformer import ModelConfig
+from lm.optim import OptimConfig
+from lm.sharding import MeshConfig
+from lm.tasks.causal_lm import CausalLM
+from lm.text.tokenizer import TokenizerConfig
+from lm.train import TrainConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything a run depends on."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The text and how it is read."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """How text becomes ids."""
+    task: CausalLM = field(default_factory=CausalLM)
+    """The objective."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and learning-rate schedule."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Length, batch, evaluation and saving."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """How devices are arranged."""
+
+
+def load_file(path: Path) -> Experiment:
+    """Runs a config file and returns what its `get_config()` returns; its docstring is `describe(path)`.
+
+    Raises:
+      UserError: there is no such file, it fails, or it gives no Experiment.
+    """
+    check(path.is_file(), f"no config file {path}; see configs/ for examples")
+    spec = importlib.util.spec_from_file_location(f"lm_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file; give one that defines get_config()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        check(callable(get_config), f"{path} defines no get_config(); it must return an lm.config.Experiment")
+        assert get_config is not None
+        experiment = get_config()
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}; correct the config file") from error
+    except Exception as error:
+        # The file is the user's own program: say where it failed instead of showing our frames above it.
+        here = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"{path}, line {here[-1]}" if here else str(path)
+        raise UserError(f"{where}: {type(error).__name__}: {error}; correct the config file") from error
+    check(
+        isinstance(experiment, Experiment),
+        f"get_config() of {path} returned {type(experiment).__name__}; it must return an lm.config.Experiment",
+    )
+    return experiment
+
+
+def parse(into: type[T], default: T | None, arguments: Sequence[str], *, prog: str, description: str = "") -> T:
+    """Reads command-line arguments into a dataclass, by tyro: `--optim.peak-lr 3e-4` sets `optim.peak_lr`.
+
+    Raises:
+      UserError: an unknown name or a value of the wrong type.
+      SystemExit: 0, after `--help`.
+    """
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(into, default=default, args=list(arguments), prog=prog, description=description)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(f"{_one_line(complaint.getvalue())}; see `{prog} --help`") from None
+
+
+def _one_line(box: str) -> str:
+    """Tyro's framed, wrapped message as one line, without its frame and its closing pointer to the help."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    sections: list[list[str]] = [[]]
+    for line in text.splitlines():
+        line = line.strip()
+        if line.startswith("╭"):
+            continue
+        line = line.strip("│╰╯ ")
+        if set(line) <= {"─"}:
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    parts = [" ".join(" ".join(section).split()) for section in sections]
+    parts = [part for part in parts if part and not part.startswith("For full helptext")]
+    return "; ".join(parts)
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """JSON-ready settings; `from_dict` reads them back equal."""
+    return dataclasses.asdict(experiment)
+
+
+def from_dict(cls: type[T], values: Any, where: str = "config") -> T:
+    """A dataclass from plain JSON, strictly: no unknown and no missing key, every value of its declared type.
+
+    Raises:
+      UserError: naming the key.
+    """
+    check(isinstance(values, dict), f"{where} is {values!r}; it must be an object")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{where} has the unknown setting {unknown[0]!r}{meant}; it is from another version or edited")
+    missing = sorted(known - set(values))
+    check(not missing, f"{where} lacks the setting(s) {', '.join(missing)}; it is from another version or edited")
+    return cls(**{name: _read(hints[name], values[name], f"{where}.{name}") for name in values})
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _read(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is typing.Literal:
+        check(value in arguments, f"{where} is {value!r}; it must be one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        check(isinstance(value, list | tuple), f"{where} is {value!r}; it must be a list")
+        return tuple(_read(arguments[0], item, where) for item in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    check(type(value) is hint, f"{where} is {value!r}; it must be of type {hint.__name__}")
+    return value
+
+
+def changed(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """The settings in which two dataclasses of one type differ: `(name, before, after)`."""
+    found = []
+    for f in dataclasses.fields(before):
+        a, b = getattr(before, f.name), getattr(after, f.name)
+        if dataclasses.is_dataclass(a):
+            found += changed(a, b, f"{prefix}{f.name}.")
+        elif a != b:
+            found.append((f"{prefix}{f.name}", a, b))
+    return found
+
+
+def describe(path: Path) -> str:
+    """The docstring of a config file, or an empty string."""
+    try:
+        return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return ""

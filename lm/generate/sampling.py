@@ -1,0 +1,141 @@
+"""Which token comes next: adjustments of the logits, each a pure function, and the draw.
+
+Adjustments act in the order of Hugging Face's `generate`: repetition penalty, temperature, top-k, top-p, min-p.
+Their values are traced, so that another temperature compiles nothing; which of them act is static, so that those
+that are off cost nothing. Letters: `B` batch, `V` vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.errors import check
+
+Array = jax.Array
+Adjustments = dict[str, np.float32 | np.int32]  # name -> value, for those that act
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How much to generate, and how each token is chosen."""
+
+    max_new_tokens: int = 128
+    """Most tokens to generate for each prompt; fewer where the model's context ends before."""
+    temperature: float = 1.0
+    """Divides the logits: below 1 sharper, above 1 flatter; 0 = greedy, always the likeliest token."""
+    top_k: int = 0
+    """Draw from the k likeliest tokens only; 0 = off."""
+    top_p: float = 1.0
+    """Draw from the fewest likeliest tokens that hold this share of the probability (nucleus); 1 = off."""
+    min_p: float = 0.0
+    """Draw from tokens at least this share as likely as the likeliest; 0 = off."""
+    repetition_penalty: float = 1.0
+    """Makes tokens of the prompt and of the text so far less likely (above 1) or more (below 1); 1 = off."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; it is cut before the first of them."""
+    seed: int = 0
+    """The same seed and prompt give the same text, whatever else is in the batch; repeats of a prompt differ."""
+    ignore_eos: bool = False
+    """Treat the end-of-document token as any other and go on."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        check(self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        check(
+            self.temperature == 0 or 1e-3 <= self.temperature < math.inf,
+            f"temperature is {self.temperature}; it must be 0 (greedy) or at least 0.001",
+        )
+        check(self.top_k >= 0, f"top_k is {self.top_k}; it must be 0 (off) or more")
+        check(0 < self.top_p <= 1, f"top_p is {self.top_p}; it must be above 0 and at most 1 (off)")
+        check(0 <= self.min_p <= 1, f"min_p is {self.min_p}; it must be between 0 (off) and 1")
+        check(
+            0 < self.repetition_penalty < math.inf,
+            f"repetition_penalty is {self.repetition_penalty}; it must be above 0; 1 is off",
+        )
+        check(all(self.stop), "stop has an empty string, which every text contains; leave it out")
+        check(0 <= self.seed < 2**32, f"seed is {self.seed}; it must be between 0 and {2**32 - 1}")
+
+    def adjustments(self) -> Adjustments:
+        """The adjustments that act. Greedy keeps only the penalty: no other changes which token is the likeliest."""
+        acting: Adjustments = {}
+        if self.repetition_penalty != 1:
+            acting["repetition_penalty"] = np.float32(self.repetition_penalty)
+        if self.temperature == 0:
+            return acting
+        acting["temperature"] = np.float32(self.temperature)
+        if self.top_k > 0:
+            acting["top_k"] = np.int32(min(self.top_k, np.iinfo(np.int32).max))
+        if self.top_p < 1:
+            acting["top_p"] = np.float32(self.top_p)
+        if self.min_p > 0:
+            acting["min_p"] = np.float32(self.min_p)
+        return acting
+
+
+def mask_padding(logits: Array, vocab_size: int) -> Array:
+    """Excludes ids that no tokenizer knows, `vocab_size` and up; float32 `[B, V]`."""
+    return jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)
+
+
+def penalise_repetition(logits: Array, seen: Array, penalty: Array | float) -> Array:
+    """Divides positive logits of `seen` tokens (bool `[B, V]`) by the penalty and multiplies negative ones with it.
+
+    CTRL (arXiv:1909.05858, section 4.1), in the form that also works for negative logits.
+    """
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def keep_top_k(logits: Array, k: Array | int) -> Array:
+    """Excludes all but the k largest of each row, `[B, V]`; ties with the k-th stay (arXiv:1805.04833)."""
+    last = jnp.minimum(k, logits.shape[-1]) - 1
+    threshold = jnp.take(jnp.sort(logits, axis=-1, descending=True), last, axis=-1)
+    return jnp.where(logits >= threshold[:, None], logits, -jnp.inf)
+
+
+def keep_top_p(logits: Array, p: Array | float) -> Array:
+    """Excludes all but the fewest likeliest tokens whose probability is p or more (arXiv:1904.09751).
+
+    Never excludes the likeliest; ties with the last one kept stay.
+    """
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    ordered = jnp.sort(probabilities, axis=-1, descending=True)
+    before = jnp.cumsum(ordered, axis=-1) - ordered
+    threshold = jnp.min(jnp.where(before < p, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(probabilities >= threshold, logits, -jnp.inf)
+
+
+def keep_min_p(logits: Array, p: Array | float) -> Array:
+    """Excludes tokens less than p times as likely as the likeliest (arXiv:2407.01082)."""
+    return jnp.where(logits >= jnp.max(logits, axis=-1, keepdims=True) + jnp.log(p), logits, -jnp.inf)
+
+
+def adjust(logits: Array, seen: Array | None, acting: Adjustments) -> Array:
+    """All adjustments that act, in order: float32 `[B, V]` to the same, excluded tokens at minus infinity.
+
+    Args:
+      logits: float32 `[B, V]`.
+      seen: bool `[B, V]`, the tokens of prompt and text so far; only a repetition penalty needs it.
+      acting: from `SamplingConfig.adjustments`.
+    """
+    if "repetition_penalty" in acting:
+        assert seen is not None
+        logits = penalise_repetition(logits, seen, acting["repetition_penalty"])
+    if "temperature" in acting:
+        logits = logits / acting["temperature"]
+    if "top_k" in acting:
+        logits = keep_top_k(logits, acting["top_k"])
+    if "top_p" in acting:
+        logits = keep_top_p(logits, acting["top_p"])
+    if "min_p" in acting:
+        logits = keep_min_p(logits, acting["min_p"])
+    return logits
+
+
+def draw(logits: Array, keys: Array, acting: Adjustments) -> Array:
+    """One token of each row of adjusted logits, int32 `[B]`: drawn with that row's key, or the likeliest if greedy."""
+    if "temperature" not in acting:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

@@ -1,0 +1,38 @@
+"""Pictures of runs."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def plot_losses(records: Iterable[dict[str, Any]], path: Path) -> None:
+    """Draws training and validation loss over tokens as a PNG."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        if record.get("loss") is not None:
+            curves.setdefault(record["split"], []).append((record["tokens"], record["loss"]))
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    styles: dict[str, dict[str, Any]] = {
+        "train": {"color": "#9db4d6", "linewidth": 1.2},
+        "validation": {"color": "#c0392b", "linewidth": 1.8, "marker": "o", "markersize": 4},
+    }
+    for split, points in curves.items():
+        tokens, losses = zip(*points)
+        axes.plot(tokens, losses, label=split, **styles.get(split, {}))
+    if "validation" in curves:
+        tokens, losses = zip(*curves["validation"])
+        axes.annotate(
+            f"{losses[-1]:.3f}", (tokens[-1], losses[-1]), xytext=(0, 8), textcoords="offset points", ha="right"
+        )
+    axes.set(xlabel="tokens", ylabel="loss (nats per token)")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if curves:
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,394 @@
+"""Runs from beginning to end: what `lm train`, `evaluate` and `generate` do, without a command line."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from lm import config as configs
+from lm.checkpoint import Checkpoints
+from lm.config import Experiment
+from lm.data import loader
+from lm.data.manifest import TOKENIZER_FOLDER, Manifest, load_manifest
+from lm.data.prepare import Progress, prepare
+from lm.data.store import DatasetStore
+from lm.errors import check
+from lm.evaluate import baselines, evaluate, make_eval_step
+from lm.models.transformer import Transformer
+from lm.optim import make_optimizer, make_schedule
+from lm.records import RunDirectory, differences, environment
+from lm.sharding import MeshConfig, check_batch, make_mesh
+from lm.text.tokenizer import Tokenizer, check_tokenizer_config, is_trained, load_tokenizer, train_tokenizer
+from lm.train import Feed, Outcome, Program, Reporter, abstract_params, fit, make_program
+
+# Settings that a resumed run may change: where and how it runs, never what it computes.
+FREE_ON_RESUME = (
+    "mesh.",
+    "data.root",
+    "data.workers",
+    "data.prefetch",
+    "model.attention",
+    "model.remat",
+    "model.unroll",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_batches",
+    "train.save_every",
+    "train.keep",
+    "train.patience",
+    "train.non_finite",
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset, opened."""
+
+    folder: Path
+    manifest: Manifest
+    tokenizer: Tokenizer
+
+    @classmethod
+    def open(cls, folder: Path) -> "Dataset":
+        """Opens what `lm.data.prepare` made."""
+        return cls(folder, load_manifest(folder), load_tokenizer(folder / TOKENIZER_FOLDER))
+
+    def store(self, split: str) -> DatasetStore:
+        """The tokens of a split.
+
+        Raises:
+          UserError: the dataset has no such split.
+        """
+        splits = self.manifest.splits
+        check(split in splits, f"the dataset has no split {split!r}; it has {', '.join(splits)}")
+        return DatasetStore(self.folder, split)
+
+    def tokens_per_byte(self, split: str) -> float:
+        """Tokens, ends of documents included, for each byte of a split's text."""
+        counts = self.manifest.splits[split]
+        return counts.tokens / counts.bytes
+
+
+def check_experiment(experiment: Experiment) -> Mesh:
+    """Everything that can be told wrong before text is read or a file is written; returns the mesh."""
+    mesh = make_mesh(experiment.mesh)
+    check_batch(mesh, experiment.train.batch_size, experiment.train.accumulate)
+    model, data, tokenizer = experiment.model, experiment.data, experiment.tokenizer
+    check(
+        data.seq_len <= model.max_len,
+        f"data.seq_len {data.seq_len} is longer than model.max_len {model.max_len}; raise one or lower the other",
+    )
+    check_tokenizer_config(tokenizer)
+    ids = tokenizer.vocab_size if is_trained(tokenizer) else train_tokenizer(tokenizer, ()).vocab_size
+    settled = model.with_vocabulary(ids)
+    params, _ = abstract_params(Transformer(settled), mesh)
+    train = experiment.train
+    if train.steps is not None or train.tokens is not None:
+        steps = train.total_steps(tokens_per_step=train.batch_size * data.seq_len, steps_per_epoch=math.nan)
+    else:
+        check(train.epochs is not None, "the run has no length; set one of train.steps, train.tokens and train.epochs")
+        steps = 10**6
+    make_optimizer(experiment.optim, make_schedule(experiment.optim, steps), params)
+    return mesh
+
+
+def start(
+    experiment: Experiment,
+    path: Path,
+    reporter: Reporter,
+    *,
+    progress: Progress | None = None,
+    stop_at: int | None = None,
+) -> Outcome:
+    """Trains a new run in the folder `path`; prepares the dataset if it is not there.
+
+    Raises:
+      UserError: anything about the settings; then no run directory was made.
+      TrainingHaltedError: something was not finite.
+    """
+    mesh = check_experiment(experiment)
+    RunDirectory.check_new(path)
+    dataset = _prepare(experiment, progress)
+    experiment = dataclasses.replace(experiment, model=experiment.model.with_vocabulary(dataset.tokenizer.vocab_size))
+    parts = _Parts.build(experiment, dataset, mesh)
+    run = RunDirectory.create(path)
+    run.lock()
+    try:
+        run.write("config.json", configs.to_dict(experiment))
+        run.write("environment.json", environment())
+        run.write(
+            "dataset.json", {"folder": str(dataset.folder.absolute()), "fingerprint": dataset.manifest.fingerprint}
+        )
+        dataset.tokenizer.save(run.tokenizer)
+        return _fit(run, parts, reporter, stop_at)
+    finally:
+        run.unlock()
+
+
+def resume(
+    path: Path,
+    reporter: Reporter,
+    *,
+    override: Callable[[Experiment], Experiment] = lambda experiment: experiment,
+    progress: Progress | None = None,
+    stop_at: int | None = None,
+) -> Outcome:
+    """Continues a run from its last checkpoint (from the start if it has none).
+
+    Raises:
+      UserError: not a run, in use, of another model or dataset, or `override` changes what it computes.
+    """
+    run = RunDirectory.open(path)
+    run.lock()
+    try:
+        saved = load_experiment(run)
+        experiment = override(saved)
+        for name, before, after in configs.changed(saved, experiment):
+            check(
+                name.startswith(FREE_ON_RESUME),
+                f"{name} is {after!r} but the run was started with {before!r}; a resumed run keeps what it computes:"
+                " leave it out, or start a new run",
+            )
+        mesh = check_experiment(experiment)
+        dataset = _dataset_of(run, experiment, progress)
+        parts = _Parts.build(experiment, dataset, mesh)
+        now = environment()
+        for line in differences(run.read("environment.json"), now):
+            reporter.message(f"not the same environment, so the last bits may differ: {line}")
+        if experiment != saved:
+            run.write("config.json", configs.to_dict(experiment))
+        run.write("environment.json", now)
+        return _fit(run, parts, reporter, stop_at)
+    finally:
+        run.unlock()
+
+
+def load_experiment(run: RunDirectory) -> Experiment:
+    """The settings a run was started with."""
+    return configs.from_dict(Experiment, run.read("config.json"), where=str(run.path / "config.json"))
+
+
+def _prepare(experiment: Experiment, progress: Progress | None) -> Dataset:
+    # A corpus too short to train on is refused before a dataset of it is left behind.
+    folder = prepare(experiment.data, experiment.tokenizer, progress, min_tokens=experiment.data.seq_len + 1)
+    return Dataset.open(folder)
+
+
+def _dataset_of(run: RunDirectory, experiment: Experiment, progress: Progress | None) -> Dataset:
+    """The dataset a run was started with, from its folder or prepared again."""
+    recorded = run.read("dataset.json")
+    folder = Path(recorded["folder"])
+    dataset = Dataset.open(folder) if folder.exists() else _prepare(experiment, progress)
+    check(
+        dataset.manifest.fingerprint == recorded["fingerprint"],
+        f"the run was started with dataset {recorded['fingerprint']} in {folder}, which is gone, and preparing it again"
+        f" gives {dataset.manifest.fingerprint}: the source text has changed; restore it or start a new run",
+    )
+    return dataset
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What `fit` needs, built from settings and a dataset."""
+
+    experiment: Experiment
+    dataset: Dataset
+    model: Transformer
+    program: Program
+    feed: Feed
+    total_steps: int
+
+    @classmethod
+    def build(cls, experiment: Experiment, dataset: Dataset, mesh: Mesh) -> "_Parts":
+        data, train = experiment.data, experiment.train
+        tokenizer = dataset.tokenizer
+        store = dataset.store("train")
+        total = train.total_steps(
+            tokens_per_step=train.batch_size * data.seq_len,
+            steps_per_epoch=loader.steps_per_epoch(store, data, batch_size=train.batch_size),
+        )
+        model = Transformer(experiment.model)
+        schedule = make_schedule(experiment.optim, total)
+        tx = make_optimizer(experiment.optim, schedule, abstract_params(model, mesh)[0])
+        program = make_program(model, experiment.task, tx, schedule, train, mesh)
+        training = functools.partial(
+            loader.training_batches,
+            store,
+            data,
+            bos_id=tokenizer.bos_id,
+            batch_size=train.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        documents = functools.partial(
+            loader.batch_documents, store, data, bos_id=tokenizer.bos_id, batch_size=train.batch_size
+        )
+        feed = Feed(
+            train=lambda step: training(start_step=step),
+            documents=lambda step: documents(step=step),
+            seq_len=data.seq_len,
+        )
+        if "validation" in dataset.manifest.splits:
+            batches = split_batches(dataset, experiment, "validation", train.batch_size, train.eval_batches)
+            feed = dataclasses.replace(
+                feed,
+                validation=batches,
+                validation_batches=len(batches()),
+                tokens_per_byte=dataset.tokens_per_byte("validation"),
+            )
+        else:
+            check(train.patience is None, "train.patience needs a validation split; set data.validation_fraction")
+        return cls(experiment, dataset, model, program, feed, total)
+
+
+def split_batches(
+    dataset: Dataset, experiment: Experiment, split: str, batch_size: int, max_batches: int | None
+) -> Callable[[], Any]:
+    """A function that starts over with the batches of a split, each example once."""
+    store = dataset.store(split)
+    return functools.partial(
+        loader.evaluation_batches,
+        store,
+        experiment.data,
+        bos_id=dataset.tokenizer.bos_id,
+        batch_size=batch_size,
+        max_batches=max_batches,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _fit(run: RunDirectory, parts: _Parts, reporter: Reporter, stop_at: int | None) -> Outcome:
+    run.set_status("running")
+    try:
+        outcome = fit(
+            run,
+            parts.model,
+            parts.program,
+            parts.feed,
+            parts.experiment.train,
+            parts.total_steps,
+            reporter=reporter,
+            fingerprint=parts.dataset.tokenizer.fingerprint(),
+            stop_at=stop_at,
+        )
+    except BaseException as error:
+        run.set_status("failed", reason=str(error) or type(error).__name__)
+        raise
+    run.set_status(outcome.state, step=outcome.step, reason=outcome.reason)
+    return outcome
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained run, ready to be used."""
+
+    experiment: Experiment
+    tokenizer: Tokenizer
+    model: Transformer
+    params: Any
+    step: int
+
+
+def load(path: Path, mesh: Mesh, checkpoint: str = "best") -> Trained:
+    """Reads a run's parameters (their average where the run keeps one) onto a mesh.
+
+    Args:
+      path: the run directory.
+      mesh: any mesh.
+      checkpoint: `best` (by validation loss; the latest where there was no evaluation), `latest`, or a step.
+
+    Raises:
+      UserError: no such run or checkpoint.
+    """
+    run = RunDirectory.open(path)
+    experiment = load_experiment(run)
+    model = Transformer(experiment.model)
+    shapes, shardings = abstract_params(model, mesh)
+    target = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
+    checkpoints = Checkpoints.read_only(run.checkpoints)
+    try:
+        step = _choose_checkpoint(run, checkpoints, checkpoint)
+        name = "ema" if experiment.train.ema_decay > 0 else "params"
+        params = checkpoints.restore(step, {name: target})[name]
+    finally:
+        checkpoints.close()
+    return Trained(experiment, load_tokenizer(run.tokenizer), model, params, step)
+
+
+def _choose_checkpoint(run: RunDirectory, checkpoints: Checkpoints, wanted: str) -> int:
+    steps = checkpoints.steps()
+    check(steps, f"{run.path} has no complete checkpoint yet; train it further with `lm train --resume {run.path}`")
+    if wanted == "best" and (run.path / "best.json").exists():
+        best = run.read("best.json")["step"]
+        if best in steps:  # a crash may come between the file and its checkpoint
+            return best
+    if wanted in ("best", "latest"):
+        return steps[-1]
+    shown = ", ".join(map(str, steps))
+    check(
+        wanted.isdigit() and int(wanted) in steps,
+        f"{run.path} has no checkpoint {wanted!r}; choose best, latest or one of {shown}",
+    )
+    return int(wanted)
+
+
+def evaluate_run(
+    path: Path,
+    *,
+    split: str = "validation",
+    checkpoint: str = "best",
+    mesh: MeshConfig | None = None,
+    max_batches: int | None = None,
+    with_baselines: bool = False,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Evaluates a run on a split of its dataset.
+
+    Returns:
+      `step`, `split`, `loss`, `perplexity`, `accuracy`, `tokens`, `bits_per_byte` and, if asked for, the bits per byte
+      of two baselines on the same text.
+    """
+    run = RunDirectory.open(path)
+    devices = make_mesh(mesh or MeshConfig())
+    trained = load(path, devices, checkpoint)
+    dataset = _dataset_of(run, trained.experiment, None)
+    rows = devices.shape["data"] * devices.shape["fsdp"]
+    batch_size = math.ceil(trained.experiment.train.batch_size / rows) * rows
+    batches = split_batches(dataset, trained.experiment, split, batch_size, max_batches)()
+    total = len(batches)
+    with jax.set_mesh(devices):
+        shardings = jax.tree.map(lambda x: x.sharding, trained.params)
+        step = make_eval_step(trained.model, trained.experiment.task, devices, shardings)
+        result = evaluate(
+            step,
+            trained.params,
+            batches,
+            devices,
+            tokens_per_byte=dataset.tokens_per_byte(split),
+            on_batch=lambda done: on_batch(done, total),
+        )
+    report: dict[str, Any] = {"step": trained.step, "split": split, **result}
+    if with_baselines:
+        report |= baselines(split_text(dataset, split))
+    return report
+
+
+def split_text(dataset: Dataset, split: str) -> Iterator[bytes]:
+    """The text of each document of a split, as its tokens spell it, in UTF-8."""
+    store = dataset.store(split)
+    offsets = store.document_offsets
+    for start, stop in zip(offsets[:-1], offsets[1:]):
+        ids = store.read(int(start), int(stop) - 1)
+        yield dataset.tokenizer.decode(ids.tolist()).encode()
+
+
+def inference_mesh() -> Mesh:
+    """One device: where generation runs."""
+    return make_mesh(MeshConfig(data=1, devices=1))
