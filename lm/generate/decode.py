@@ -104,8 +104,8 @@ class Generator:
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         limit = np.minimum(lengths + sampling.max_new_tokens, self.config.max_len).astype(np.int32)
         padded = np.zeros((len(prompts), bucket(int(lengths.max()), self.config.max_len)), np.int32)
-        for row, prompt in enumerate(prompts):
-            padded[row, : len(prompt)] = prompt
+        for index, prompt in enumerate(prompts):
+            padded[index, : len(prompt)] = prompt
         acting = sampling.adjustments()
         eos = np.int32(-1 if sampling.ignore_eos or self.eos_id is None else self.eos_id)
         hashes, repeats = prompt_streams(prompts)
@@ -183,7 +183,7 @@ class Generator:
             i, state, tokens, logprobs = carry
             at, done = state["at"] + 1, state["done"]
             hidden, cache = forward(self._model, params, state["cache"], state["token"][:, None], state["at"][:, None])
-            logits = self._model.apply({"params": params}, hidden[:, 0], method="logits")
+            logits: Any = self._model.apply({"params": params}, hidden[:, 0], method="logits")
             keys = jax.vmap(jax.random.fold_in)(state["keys"], at)
             token = draw(adjust(mask_padding(logits, self.vocab_size), state.get("seen"), acting), keys, acting)
             logprob = jax.nn.log_softmax(logits)[everyone, token]

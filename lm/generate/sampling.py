@@ -7,6 +7,7 @@ that are off cost nothing. Letters: `B` batch, `V` vocabulary.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import numpy as np
 from lm.errors import check
 
 Array = jax.Array
-Adjustments = dict[str, np.float32 | np.int32]  # name -> value, for those that act
+Adjustments = dict[str, Any]  # name -> NumPy scalar (traced: Array), for those that act
 
 
 @dataclass(frozen=True, kw_only=True)
