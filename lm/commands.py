@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 import platform
 import shutil
 import sys
@@ -13,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import absl.logging
 import jax
 import tyro
 from rich.console import Console
@@ -36,10 +36,17 @@ RunArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")
 
 
 def _console() -> Console:
-    logging.getLogger("lm").setLevel(logging.INFO)
-    # Results of compilations are kept, so that a resumed run, or one like it, starts at once.
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "lm" / "xla"))
+    """Sets up what is said where: results on standard output, our warnings on standard error."""
+    log = logging.getLogger("lm")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+    warnings = logging.StreamHandler()
+    warnings.setLevel(logging.WARNING)
+    warnings.setFormatter(logging.Formatter("lm: %(message)s"))
+    log.addHandler(warnings)
+    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax and grain tell a lot that no user can act on
     return Console(width=None if sys.stdout.isatty() else 200)
 
 

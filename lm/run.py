@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -235,11 +236,11 @@ class _Parts:
             seq_len=data.seq_len,
         )
         if "validation" in dataset.manifest.splits:
-            batches = split_batches(dataset, experiment, "validation", train.batch_size, train.eval_batches)
+            batches, n_batches = split_batches(dataset, experiment, "validation", train.batch_size, train.eval_batches)
             feed = dataclasses.replace(
                 feed,
                 validation=batches,
-                validation_batches=len(batches()),
+                validation_batches=n_batches,
                 tokens_per_byte=dataset.tokens_per_byte("validation"),
             )
         else:
@@ -249,10 +250,11 @@ class _Parts:
 
 def split_batches(
     dataset: Dataset, experiment: Experiment, split: str, batch_size: int, max_batches: int | None
-) -> Callable[[], Any]:
-    """A function that starts over with the batches of a split, each example once."""
+) -> tuple[Callable[[], Any], int]:
+    """A function that starts over with the batches of a split, each example once, and how many there are."""
     store = dataset.store(split)
-    return functools.partial(
+    count = loader.n_evaluation_batches(store, experiment.data, batch_size=batch_size, max_batches=max_batches)
+    batches = functools.partial(
         loader.evaluation_batches,
         store,
         experiment.data,
@@ -262,9 +264,14 @@ def split_batches(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    return batches, count
 
 
 def _fit(run: RunDirectory, parts: _Parts, reporter: Reporter, stop_at: int | None) -> Outcome:
+    handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("lm")
+    logger.addHandler(handler)
     run.set_status("running")
     try:
         outcome = fit(
@@ -280,7 +287,11 @@ def _fit(run: RunDirectory, parts: _Parts, reporter: Reporter, stop_at: int | No
         )
     except BaseException as error:
         run.set_status("failed", reason=str(error) or type(error).__name__)
+        logger.error("failed: %s", error)
         raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
     run.set_status(outcome.state, step=outcome.step, reason=outcome.reason)
     return outcome
 
@@ -361,15 +372,14 @@ def evaluate_run(
     dataset = _dataset_of(run, trained.experiment, None)
     rows = devices.shape["data"] * devices.shape["fsdp"]
     batch_size = math.ceil(trained.experiment.train.batch_size / rows) * rows
-    batches = split_batches(dataset, trained.experiment, split, batch_size, max_batches)()
-    total = len(batches)
+    batches, total = split_batches(dataset, trained.experiment, split, batch_size, max_batches)
     with jax.set_mesh(devices):
         shardings = jax.tree.map(lambda x: x.sharding, trained.params)
         step = make_eval_step(trained.model, trained.experiment.task, devices, shardings)
         result = evaluate(
             step,
             trained.params,
-            batches,
+            batches(),
             devices,
             tokens_per_byte=dataset.tokens_per_byte(split),
             on_batch=lambda done: on_batch(done, total),

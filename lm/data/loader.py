@@ -77,12 +77,24 @@ def evaluation_batches(
     The last batch is filled with rows of weight 0, so that all batches have one shape and all processes the same
     number of them. `max_batches` stops earlier.
     """
-    check(max_batches is None or max_batches >= 1, f"max_batches is {max_batches}; it must be at least 1")
     rows = _local_rows(batch_size, process_index, process_count)
     examples = make_examples(store, seq_len=config.seq_len, packing=config.packing, bos_id=bos_id, drop_remainder=False)
-    n_batches = -(-len(examples) // batch_size)
-    n_batches = n_batches if max_batches is None else min(n_batches, max_batches)
+    n_batches = _count_batches(examples, batch_size, max_batches)
     return _iterate(grain.MapDataset.range(n_batches).map(_EvaluationBatch(examples, batch_size, rows)), config)
+
+
+def n_evaluation_batches(
+    store: TokenStore, config: DataConfig, *, batch_size: int, max_batches: int | None = None
+) -> int:
+    """How many batches `evaluation_batches` gives."""
+    examples = make_examples(store, seq_len=config.seq_len, packing=config.packing, bos_id=0, drop_remainder=False)
+    return _count_batches(examples, batch_size, max_batches)
+
+
+def _count_batches(examples: Examples, batch_size: int, max_batches: int | None) -> int:
+    check(max_batches is None or max_batches >= 1, f"max_batches is {max_batches}; it must be at least 1")
+    n_batches = -(-len(examples) // batch_size)
+    return n_batches if max_batches is None else min(n_batches, max_batches)
 
 
 def n_training_examples(store: TokenStore, config: DataConfig) -> int:
