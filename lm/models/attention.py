@@ -127,30 +127,43 @@ def _say_once(message: str) -> None:
 
 
 def choose_implementation(
-    requested: str, *, platform: str, dtype: Any, causal: bool, segments: bool, softcap: bool, dropout: bool
+    requested: str,
+    *,
+    platform: str,
+    dtype: Any,
+    length: int,
+    head_dim: int,
+    causal: bool,
+    window: bool,
+    segments: bool,
+    softcap: bool,
+    dropout: bool,
 ) -> str:
     """The implementation that computes what was asked for: `xla`, `cudnn` or `blocked`.
 
-    cuDNN's kernels know neither segments, dropout of this kind nor a soft cap, and take only half precision; the
-    `xla` path of `jax.nn` has no dropout and no soft cap. Where the request can't serve, the nearest that can is taken
-    and the reason logged once: a kernel that silently ignored a segment would train on leaked documents.
+    cuDNN's kernels know neither segments, dropout of this kind nor a soft cap, and take only half precision, even
+    lengths (their gradient) and some head widths; the `xla` path of `jax.nn` has no dropout and no soft cap. Where the request can't serve, the nearest
+    that can is taken and the reason logged once: a kernel that silently ignored a segment would train on leaked
+    documents, and a run from a GPU is to be read on a laptop.
     """
-    half = jnp.dtype(dtype).itemsize == 2
-    if requested == "auto":
-        if platform == "gpu" and half and not (softcap or dropout or segments):
+    against_cudnn = {
+        f"the platform {platform!r}": platform != "gpu",
+        "float32": jnp.dtype(dtype).itemsize != 2,
+        f"a length of {length}": length % 2 != 0,
+        f"a head width of {head_dim}": head_dim % 8 != 0 or head_dim > 128,
+        "a window to both sides": window and not causal,
+        "segments": segments,
+        "soft cap": softcap,
+        "dropout": dropout,
+    }
+    reasons = ", ".join(name for name, there in against_cudnn.items() if there)
+    choice = "blocked" if (platform == "cpu" and causal) or softcap or dropout else "xla"
+    if requested == "cudnn" or (requested == "auto" and platform == "gpu"):
+        if not reasons:
             return "cudnn"
-        choice = "blocked" if (platform == "cpu" and causal) or softcap or dropout else "xla"
-        if platform == "gpu":
-            why = {"segments": segments, "soft cap": softcap, "dropout": dropout, "float32": not half}
-            reasons = ", ".join(name for name, there in why.items() if there)
-            _say_once(f"attention: cuDNN does not serve {reasons}; using the slower {choice!r} implementation")
+        _say_once(f"attention: cuDNN does not serve {reasons}; using the slower {choice!r} implementation")
         return choice
-    if requested == "cudnn" and (softcap or dropout or segments or not half):
-        choice = "blocked" if softcap or dropout else "xla"
-        _say_once(
-            "attention: 'cudnn' needs 16-bit inputs and no segments, soft cap or dropout;"
-            f" using the slower {choice!r} implementation"
-        )
+    if requested == "auto":
         return choice
     if requested == "xla" and (softcap or dropout):
         _say_once("attention: 'xla' has no soft cap and no dropout; using the 'blocked' implementation")
@@ -193,7 +206,10 @@ def self_attention(
         implementation,
         platform=jax.default_backend(),
         dtype=query.dtype,
+        length=query.shape[1],
+        head_dim=query.shape[-1],
         causal=causal,
+        window=window is not None,
         segments=segments is not None,
         softcap=softcap > 0.0,
         dropout=dropout,
