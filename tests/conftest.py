@@ -1,0 +1,43 @@
+"""Eight fake CPU devices, a compile cache that outlives the process, and the rule for tests that need torch."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+# Before jax is imported. Environment variables, so that commands run by a test find the same machine and cache.
+CACHE = Path(__file__).parent.parent / ".cache" / "jax"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import jax
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Two workers may write one cache entry at once; who reads it half-written compiles instead.
+    config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache:UserWarning")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("parity") and importlib.util.find_spec("torch") is None:
+        pytest.skip("needs torch: pip install -e .[parity]")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    if item.get_closest_marker("parity") and report.skipped and os.environ.get("LM_PARITY") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"LM_PARITY=1 and this test was skipped: {report.longrepr}"
+    return report
+
+
+@pytest.fixture
+def strict_promotion():
+    """Mixing dtypes without saying so is an error: a silent upcast is slow, a silent downcast wrong."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
