@@ -267,9 +267,17 @@ class Transformer(nn.Module):
         Returns:
           `[B, T, D]` in the compute dtype, and the new cache (None without one).
         """
-        c = self.config
         if positions is None:
             positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        x, angles = self.embedded(tokens, positions, deterministic)
+        x, cache = self.layers(x, cache, segments, angles, cache_at, deterministic)
+        return self.normed(x), cache
+
+    def embedded(
+        self, tokens: Array, positions: Array, deterministic: bool = True
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        """What the first layer reads: int32 `[B, T]` twice to `[B, T, D]` and the rotary angles, None without rope."""
+        c = self.config
         x = self.embed(tokens)
         angles = None
         if c.positions == "learned":
@@ -279,9 +287,11 @@ class Transformer(nn.Module):
         elif c.positions == "rope":
             angles = rotary_angles(positions, c.width_of_head, c.rope_theta)
         x = self.embedding_drop(x, deterministic=deterministic)
-        x = constrain(x, "batch", "length", "activation_embed")
-        x, cache = self.layers(x, cache, segments, angles, cache_at, deterministic)
-        return (self.final_norm(x) if c.norm_place == "pre" else x), cache
+        return constrain(x, "batch", "length", "activation_embed"), angles
+
+    def normed(self, x: Array) -> Array:
+        """What the head reads, from what the last layer wrote: `[B, T, D]`."""
+        return self.final_norm(x) if self.config.norm_place == "pre" else x
 
     def logits(self, hidden: Array) -> Array:
         """`[..., D]` to float32 `[..., V]`. Uses the parameters `head_parameters` names, and no others."""
