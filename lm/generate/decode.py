@@ -5,6 +5,7 @@ everything that row can see and is overwritten as the row grows. One compiled fu
 prompts, another draws up to `CHUNK` tokens a call; both are compiled once per batch size and length bucket.
 """
 
+import functools
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from lm import tree
 from lm.errors import UserError, check
 from lm.generate.sampling import Adjustments, SamplingConfig, adjust, draw, mask_padding
-from lm.models.transformer import ModelConfig, Transformer, init_cache
+from lm.models.transformer import Block, ModelConfig, Transformer, init_cache
 
 Array = jax.Array
 Finished = Literal["eos", "stop", "length"]
@@ -54,7 +55,7 @@ class Generator:
 
         Args:
           config: the model's shape.
-          params: its parameters, without `nn.Partitioned` boxes, as in a train state.
+          params: its parameters, without `nn.Partitioned` boxes, as in a train state; copied.
           vocab_size: of the tokenizer; the model's ids beyond it are never drawn.
           eos_id: the token that ends a document; None = there is none.
 
@@ -68,7 +69,7 @@ class Generator:
         )
         self.config, self.vocab_size, self.eos_id = config, vocab_size, eos_id
         self._model = Transformer(config)
-        self._params = to_compute_dtype(params, config)
+        self._params = jax.jit(functools.partial(for_decoding, config=config))(params)
         self._prefill = jax.jit(self._prefill_fn, static_argnames="length")
         self._decode = jax.jit(self._decode_fn, donate_argnames="state")
 
@@ -158,7 +159,8 @@ class Generator:
         """The loop's state once the prompts `[B, P]` are in a cache of `length` slots."""
         B, P = tokens.shape
         at = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32), (B, P))
-        _, cache = forward(self._model, params, init_cache(self.config, B, length), tokens, at)
+        cache = unstacked(init_cache(self.config, B, length), self.config.n_layers)
+        _, cache = forward(self._model, params, cache, tokens, at)
         fold = jax.vmap(jax.random.fold_in)
         keys = jnp.broadcast_to(jax.random.key(seed), (B,))
         state = {
@@ -209,9 +211,30 @@ class Generator:
         return state, tokens, logprobs
 
 
-def forward(model: Transformer, params: Any, cache: Any, tokens: Array, at: Array) -> tuple[Array, Any]:
-    """Tokens int32 `[B, T]` at places `[B, T]` through the cache: hidden states `[B, T, D]` and the new cache."""
-    return model.apply({"params": params}, tokens, at, cache=cache, cache_at=at, method="hidden")
+def forward(model: Transformer, params: Any, cache: list[Any], tokens: Array, at: Array) -> tuple[Array, list[Any]]:
+    """`Transformer.hidden` with a list of layers, for parameters from `for_decoding`.
+
+    Slices of stacked layers would be copied for every token, the cache's along with the parameters': 1.7 times slower.
+
+    Args:
+      model: the model.
+      params: from `for_decoding`.
+      cache: one of each layer.
+      tokens: int32 `[B, T]`.
+      at: int32 `[B, T]`, their places, which are also their slots of the cache.
+
+    Returns:
+      `[B, T, D]` and the new cache.
+    """
+    read: Any = model.apply({"params": params}, tokens, at, method="embedded")
+    x, angles = read
+    block: Any = Block(model.config)
+    filled = []
+    for layer, slots in zip(params["layers"], cache):
+        x, slots = block.apply({"params": layer}, x, slots, None, angles, at, True)
+        filled.append(slots)
+    hidden: Any = model.apply({"params": params}, x, method="normed")
+    return hidden, filled
 
 
 def bucket(length: int, most: int) -> int:
@@ -219,10 +242,17 @@ def bucket(length: int, most: int) -> int:
     return min(max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()), most)
 
 
-def to_compute_dtype(params: Any, config: ModelConfig) -> Any:
-    """Parameters in the dtype the model computes in, cast once; norms compute in float32 and keep theirs."""
+def for_decoding(params: Any, config: ModelConfig) -> Any:
+    """Parameters as decoding wants them: a list of layers, and cast once to the dtype that they are used in."""
+    # Norms compute in float32 and keep the dtype that they have.
     keep = tree.match_patterns(params, [(r".*norm/.*", True), (r".*", False)])
-    return jax.tree.map(lambda x, kept: x if kept else jnp.asarray(x, config.compute_dtype), params, keep)
+    params = jax.tree.map(lambda x, kept: x if kept else jnp.asarray(x, config.compute_dtype), params, keep)
+    return params | {"layers": unstacked(params["layers"], config.n_layers)}
+
+
+def unstacked(layers: Any, count: int) -> list[Any]:
+    """A tree of `[L, ...]` as a list of L trees."""
+    return [jax.tree.map(lambda x: x[layer], layers) for layer in range(count)]  # noqa: B023
 
 
 def prompt_streams(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
