@@ -92,7 +92,8 @@ def parse(into: type[T], default: T | None, arguments: Sequence[str], *, prog: s
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(into, default=default, args=list(arguments), prog=prog, description=description)
+            start: dict[str, Any] = {} if default is None else {"default": default}
+            return tyro.cli(into, **start, args=list(arguments), prog=prog, description=description)
     except SystemExit as stop:
         if not stop.code:
             raise

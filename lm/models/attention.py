@@ -215,16 +215,23 @@ def self_attention(
         dropout=dropout,
     )
     if choice == "blocked":
-        rest = {"softcap": softcap, "dropout_rate": dropout_rate, "dropout_key": dropout_key}
         if causal:
-            return blocked_attention(query, key, value, window=window, segments=segments, **rest)
-        at = jnp.arange(query.shape[1])[None]
-        mask = attention_mask(at, at, causal=False, window=window, query_segments=segments, key_segments=segments)
-        return softmax_attention(query, key, value, mask, **rest)
+            attend = functools.partial(blocked_attention, window=window, segments=segments)
+        else:
+            at = jnp.arange(query.shape[1])[None]
+            mask = attention_mask(at, at, causal=False, window=window, query_segments=segments, key_segments=segments)
+            attend = functools.partial(softmax_attention, mask=mask)
+        return attend(query, key, value, softcap=softcap, dropout_rate=dropout_rate, dropout_key=dropout_key)
     mask = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
     before = None if window is None else (window - 1, 0 if causal else window - 1)
     return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, is_causal=causal, local_window_size=before, implementation=choice
+        query,
+        key,
+        value,
+        mask=mask,
+        is_causal=causal,
+        local_window_size=before,
+        implementation="cudnn" if choice == "cudnn" else "xla",
     )
 
 

@@ -7,6 +7,7 @@ Axis letters are explained once, in `lm.models.attention`.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from flax import linen as nn
 from lm.sharding import constrain
 
 Array = jax.Array
-Initializer = Callable[..., Array]
+Initializer = Callable[..., Any]
 
 GATED = {"swiglu": "silu", "geglu": "gelu"}
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

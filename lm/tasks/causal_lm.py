@@ -55,7 +55,7 @@ class CausalLM:
         )
 
         def head_loss(head: Any, hidden: Array, targets: Array, weights: Array):
-            logits = model.apply({"params": head}, hidden, method="logits")
+            logits: Any = model.apply({"params": head}, hidden, method="logits")
             return losses.cross_entropy(
                 logits, targets, weights, label_smoothing=self.label_smoothing, z_loss=self.z_loss
             )
