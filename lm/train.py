@@ -447,8 +447,7 @@ class _Loop:
                 self.save(step, state, clock)
             if last:
                 break
-            if stop or signals.received is not None:
-                self.save(step, state, clock)
+            if stop:  # a signal since then is served after the next step, whose report will have been read
                 self.checkpoints.wait()
                 return Outcome("preempted", step, signals.received or f"asked to stop at step {step}", self.validation)
         self.checkpoints.wait()
