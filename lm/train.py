@@ -422,8 +422,7 @@ class _Loop:
         self.saved = first if first else None
         clock = _Clock(self.progress.seconds)
         waiting: tuple[int, dict[str, Array]] | None = None
-        reason = "all steps done"
-        while step < self.total:
+        while step < self.total and not self.out_of_patience():
             batch = to_devices(clock.wait_for(batches), self.program.mesh)
             state, report = self.program.train_step(state, batch)
             step += 1
@@ -440,8 +439,7 @@ class _Loop:
                 waiting = None
             if evaluate_now:
                 save_now = self.evaluate(step, state, clock) or save_now
-                if config.patience is not None and self.progress.stale >= config.patience:
-                    reason = f"no better validation loss in {config.patience} evaluations"
+                if self.out_of_patience():
                     last = save_now = True
             if save_now:
                 self.save(step, state, clock)
@@ -451,7 +449,12 @@ class _Loop:
                 self.checkpoints.wait()
                 return Outcome("preempted", step, signals.received or f"asked to stop at step {step}", self.validation)
         self.checkpoints.wait()
-        return Outcome("finished", step, reason, self.validation)
+        patience = f"no better validation loss in {config.patience} evaluations"
+        return Outcome("finished", step, patience if self.out_of_patience() else "all steps done", self.validation)
+
+    def out_of_patience(self) -> bool:
+        """Whether the run ends early: also asked of a restored run, which may have been killed just after its end."""
+        return self.config.patience is not None and self.progress.stale >= self.config.patience
 
     def read(self, waiting: tuple[int, dict[str, Array]] | None, clock: "_Clock") -> None:
         """Reads a step's report back, logs it when due, and halts on what is not finite."""
