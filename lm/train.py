@@ -1,5 +1,6 @@
 """Training: the state, the one sharded step, and the loop around it."""
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -364,25 +365,21 @@ def fit(
       TrainingHaltedError: something was not finite.
       UserError: the checkpoint is of another model.
     """
-    with StopSignals() as signals, jax.set_mesh(program.mesh):
+    with StopSignals() as signals, jax.set_mesh(program.mesh), contextlib.ExitStack() as resources:
         checkpoints = Checkpoints(run.checkpoints, keep=config.keep)
+        resources.callback(checkpoints.close)
         state, progress = _restore_or_init(checkpoints, program, fingerprint)
         first = int(state.step)
         writer = MetricWriter(run, first)
+        resources.callback(writer.close)
+        resources.callback(reporter.close)
         reporter.start(first, total_steps)
+        batches = feed.train(first)
+        resources.callback(getattr(batches, "close", lambda: None))
         loop = _Loop(
             run, model, program, feed, config, total_steps, reporter, fingerprint, checkpoints, writer, progress
         )
-        batches = feed.train(first)
-        try:
-            return loop.run(state, batches, signals, stop_at)
-        finally:
-            checkpoints.close()
-            writer.close()
-            reporter.close()
-            close = getattr(batches, "close", None)
-            if close is not None:
-                close()
+        return loop.run(state, batches, signals, stop_at)
 
 
 def _restore_or_init(checkpoints: Checkpoints, program: Program, fingerprint: str) -> tuple[TrainState, Progress]:
