@@ -86,22 +86,12 @@ class Checkpoints:
         """The JSON part of a checkpoint."""
         return self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
 
-    def restore(self, step: int, target: Any) -> Any:
-        """The state saved at `step`, in the structure, dtypes and shardings of `target`.
-
-        Args:
-          step: one of `steps()`.
-          target: a tree of `jax.ShapeDtypeStruct` with shardings; any mesh will do. It may be a part of what was
-            saved: a whole state, or one that holds only its parameters.
-
-        Raises:
-          UserError: names or shapes differ; all differences are named and nothing was allocated.
-        """
-        wanted = _as_dict(target)
+    def compare(self, step: int, target: Any) -> None:
+        """Raises `restore`'s UserError if it would; reads only names and shapes."""
         saved = self._manager.item_metadata(step)["state"]
         check(saved is not None, f"checkpoint {step} holds no state; the run directory is damaged")
         found = {path: tuple(leaf.shape) for path, leaf in tree.path_leaves(saved.tree)}
-        asked = {path: tuple(leaf.shape) for path, leaf in tree.path_leaves(wanted)}
+        asked = {path: tuple(leaf.shape) for path, leaf in tree.path_leaves(_as_dict(target))}
         problems = [f"{path} is missing" for path in asked if path not in found]
         problems += [
             f"{path} is {found[path]}, not {asked[path]}"
@@ -114,6 +104,20 @@ class Checkpoints:
         if problems:
             shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
             raise UserError(f"checkpoint {step} is of another model: {shown}; use the config it was trained with")
+
+    def restore(self, step: int, target: Any) -> Any:
+        """The state saved at `step`, in the structure, dtypes and shardings of `target`.
+
+        Args:
+          step: one of `steps()`.
+          target: a tree of `jax.ShapeDtypeStruct` with shardings; any mesh will do. It may be a part of what was
+            saved: a whole state, or one that holds only its parameters.
+
+        Raises:
+          UserError: names or shapes differ; all differences are named and nothing was allocated.
+        """
+        self.compare(step, target)
+        wanted = _as_dict(target)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from lm.optim import make_optimizer, make_schedule
 from lm.records import RunDirectory, differences, environment
 from lm.sharding import MeshConfig, check_batch, make_mesh
 from lm.text.tokenizer import Tokenizer, check_tokenizer_config, is_trained, load_tokenizer, train_tokenizer
-from lm.train import Feed, Outcome, Program, Reporter, abstract_params, fit, make_program
+from lm.train import Feed, Outcome, Program, Reporter, abstract_params, check_resumable, fit, make_program
 
 # Settings that a resumed run may change: where and how it runs, never what it computes.
 FREE_ON_RESUME = (
@@ -159,6 +160,12 @@ def resume(
         mesh = check_experiment(experiment)
         dataset = _dataset_of(run, experiment, progress)
         parts = _Parts.build(experiment, dataset, mesh)
+        step = check_resumable(run, parts.program, dataset.tokenizer.fingerprint())
+        check(
+            stop_at is None or stop_at > step,
+            f"can't stop at step {stop_at}: the run's last checkpoint is of step {step}; stop later",
+        )
+        # Nothing has been written so far; from here on the run is on its way.
         now = environment()
         for line in differences(run.read("environment.json"), now):
             reporter.message(f"not the same environment, so the last bits may differ: {line}")
@@ -336,15 +343,15 @@ def load(path: Path, mesh: Mesh, checkpoint: str = "best") -> Trained:
 def _choose_checkpoint(run: RunDirectory, checkpoints: Checkpoints, wanted: str) -> int:
     steps = checkpoints.steps()
     check(steps, f"{run.path} has no complete checkpoint yet; train it further with `lm train --resume {run.path}`")
-    if wanted == "best" and (run.path / "best.json").exists():
-        best = run.read("best.json")["step"]
-        if best in steps:  # a crash may come between the file and its checkpoint
-            return best
-    if wanted in ("best", "latest"):
+    if wanted == "best":
+        # As the latest checkpoint has it: best.json may be ahead, of a checkpoint that a crash kept from being whole.
+        best = checkpoints.restore_extra(steps[-1])["progress"]["best_step"]
+        return best if best in steps else steps[-1]
+    if wanted == "latest":
         return steps[-1]
     shown = ", ".join(map(str, steps))
     check(
-        wanted.isdigit() and int(wanted) in steps,
+        wanted in map(str, steps),
         f"{run.path} has no checkpoint {wanted!r}; choose best, latest or one of {shown}",
     )
     return int(wanted)
@@ -394,7 +401,7 @@ def split_text(dataset: Dataset, split: str) -> Iterator[bytes]:
     """The text of each document of a split, as its tokens spell it, in UTF-8."""
     store = dataset.store(split)
     offsets = store.document_offsets
-    for start, stop in zip(offsets[:-1], offsets[1:]):
+    for start, stop in itertools.pairwise(offsets):
         ids = store.read(int(start), int(stop) - 1)
         yield dataset.tokenizer.decode(ids.tolist()).encode()
 

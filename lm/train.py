@@ -274,12 +274,23 @@ class Feed:
 class Reporter(Protocol):
     """What shows a run to a person. Every method may do nothing."""
 
-    def start(self, step: int, total: int) -> None: ...
-    def train(self, record: dict[str, Any]) -> None: ...
-    def evaluating(self, done: int, total: int) -> None: ...
-    def evaluated(self, record: dict[str, Any]) -> None: ...
-    def message(self, text: str) -> None: ...
-    def close(self) -> None: ...
+    def start(self, step: int, total: int) -> None:
+        """Training begins at `step` of `total`."""
+
+    def train(self, record: dict[str, Any]) -> None:
+        """A training record."""
+
+    def evaluating(self, done: int, total: int) -> None:
+        """`done` of `total` batches of an evaluation."""
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """A validation record."""
+
+    def message(self, text: str) -> None:
+        """A line to keep."""
+
+    def close(self) -> None:
+        """The end, good or bad."""
 
 
 class TrainingHaltedError(Exception):
@@ -322,10 +333,8 @@ class StopSignals:
 
         self._previous = {}
         for number in (signal.SIGTERM, signal.SIGINT):
-            try:
+            with contextlib.suppress(ValueError):  # not the main thread: whoever runs us there handles signals
                 self._previous[number] = signal.signal(number, handle)
-            except ValueError:  # not the main thread: whoever runs us there handles signals
-                pass
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -382,17 +391,37 @@ def fit(
         return loop.run(state, batches, signals, stop_at)
 
 
-def _restore_or_init(checkpoints: Checkpoints, program: Program, fingerprint: str) -> tuple[TrainState, Progress]:
+def check_resumable(run: RunDirectory, program: Program, fingerprint: str) -> int:
+    """The step from which `fit` would continue; writes nothing.
+
+    Raises:
+      UserError: the last checkpoint is of another model or tokenizer.
+    """
+    if not run.checkpoints.exists():
+        return 0
+    with contextlib.closing(Checkpoints.read_only(run.checkpoints)) as checkpoints:
+        return _checked_latest(checkpoints, program, fingerprint) or 0
+
+
+def _checked_latest(checkpoints: Checkpoints, program: Program, fingerprint: str) -> int | None:
     latest = checkpoints.latest()
+    if latest is not None:
+        trained_with = checkpoints.restore_extra(latest)["tokenizer"]
+        check(
+            trained_with == fingerprint,
+            f"the checkpoint was trained with tokenizer {trained_with}, the data has {fingerprint};"
+            " use the dataset the run was started with",
+        )
+        checkpoints.compare(latest, program.target)
+    return latest
+
+
+def _restore_or_init(checkpoints: Checkpoints, program: Program, fingerprint: str) -> tuple[TrainState, Progress]:
+    latest = _checked_latest(checkpoints, program, fingerprint)
     if latest is None:
         return program.init(), Progress()
-    extra = checkpoints.restore_extra(latest)
-    check(
-        extra["tokenizer"] == fingerprint,
-        f"the checkpoint was trained with tokenizer {extra['tokenizer']}, the data has {fingerprint};"
-        " use the dataset the run was started with",
-    )
-    return checkpoints.restore(latest, program.target), Progress(**extra["progress"])
+    progress = Progress(**checkpoints.restore_extra(latest)["progress"])
+    return checkpoints.restore(latest, program.target), progress
 
 
 @dataclass
