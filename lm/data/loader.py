@@ -7,17 +7,18 @@ processes, worker processes or threads.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
-import multiprocessing.util
 import os
 import signal
 import threading
-import time
+from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import grain
 import numpy as np
-from absl import flags
 
 from lm.data.config import DataConfig
 from lm.data.packing import Batch, Examples, make_examples
@@ -29,6 +30,19 @@ _ENDLESS = 2**53  # steps; far beyond any run, and within what grain counts
 _THREADS = 2  # that read in the main process; more gain nothing, as much of the work holds Python's lock
 
 
+class BatchIterator(Protocol):
+    """An iterator over dicts of numpy arrays that reads ahead."""
+
+    def __iter__(self) -> Self:
+        """Itself."""
+
+    def __next__(self) -> Batch:
+        """The next batch."""
+
+    def close(self) -> None:
+        """Ends the threads or processes that read ahead. No batch can be read afterwards."""
+
+
 def training_batches(
     store: TokenStore,
     config: DataConfig,
@@ -38,7 +52,7 @@ def training_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.DatasetIterator[Batch]:
+) -> BatchIterator:
     """An endless iterator over the batches of steps `start_step`, `start_step + 1`, …
 
     Args:
@@ -71,7 +85,7 @@ def evaluation_batches(
     max_batches: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.DatasetIterator[Batch]:
+) -> BatchIterator:
     """An iterator over every example once, in order; arguments and errors as for `training_batches`.
 
     The last batch is filled with rows of weight 0, so that all batches have one shape and all processes the same
@@ -160,40 +174,62 @@ def _local_rows(batch_size: int, process_index: int, process_count: int) -> np.n
     return np.arange(process_index * local, (process_index + 1) * local)
 
 
-def _iterate(batches: grain.MapDataset[Batch], config: DataConfig) -> grain.DatasetIterator[Batch]:
+def _iterate(batches: grain.MapDataset[Batch], config: DataConfig) -> BatchIterator:
     check(config.workers >= 0, f"data.workers is {config.workers}; it must be 0 or more")
     check(config.prefetch >= 1, f"data.prefetch is {config.prefetch}; it must be at least 1")
-    if config.workers == 0:
-        threads = min(config.prefetch, _THREADS)
-        return iter(batches.to_iter_dataset(grain.ReadOptions(threads, config.prefetch)))
-    # Grain's worker pool reads absl flags and fails in programs that parse none.
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    # Batches come through pipes: grain's shared memory leaves blocks behind (and a warning at exit) when an iterator
-    # is closed early, as one over an endless stream always is, and for a few megabytes a batch it is hardly faster.
-    through_pipes = grain.experimental.DatasetOptions(min_shm_size=2**62)
-    dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-    dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipes)
-    per_worker = -(-config.prefetch // config.workers)
-    return iter(
-        dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=per_worker),
-            worker_init_fn=_start_worker,
-        )
-    )
+    if config.workers:
+        return _WorkerBatches(batches, config.workers, ahead=max(config.prefetch, config.workers))
+    threads = min(config.prefetch, _THREADS)
+    return iter(batches.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=config.prefetch)))
 
 
-def _start_worker(worker: int, workers: int) -> None:
-    """Leaves signals to the main process, and ends with it.
+class _WorkerBatches:
+    """Reads a grain dataset ahead in worker processes, in order.
 
-    A terminal's Ctrl-C and a scheduler's SIGTERM reach all processes, and the main one still wants its batch to
-    finish the step. It closes its workers itself; one that was killed can't, so each worker watches for that.
+    Instead of grain's `mp_prefetch`, which needs room in /dev/shm and leaves blocks there when it is closed before
+    the end of the data, as a reader of an endless stream always is; sent through pipes instead, its batches keep
+    `close` waiting for 25 seconds (grain 0.2.18).
     """
+
+    def __init__(self, batches: grain.MapDataset[Batch], workers: int, ahead: int):
+        self._executor = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(batches,)
+        )
+        self._steps = iter(range(len(batches)))
+        self._pending: deque[Future[Batch]] = deque()
+        for step in itertools.islice(self._steps, ahead):
+            self._pending.append(self._executor.submit(_read_in_worker, step))
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self._pending:
+            raise StopIteration
+        batch = self._pending.popleft().result()
+        for step in itertools.islice(self._steps, 1):
+            self._pending.append(self._executor.submit(_read_in_worker, step))
+        return batch
+
+    def close(self) -> None:
+        """Ends the worker processes. No batch can be read afterwards."""
+        self._pending.clear()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+_worker_batches: grain.MapDataset[Batch]  # what this process reads, where it is a worker
+
+
+def _start_worker(batches: grain.MapDataset[Batch]) -> None:
+    """Makes a process a worker that leaves signals to the main process and ends with it.
+
+    A terminal's Ctrl-C and a scheduler's SIGTERM reach all processes, and the main one still wants a batch to
+    finish its step. It ends its workers itself; one that was killed can't, so each worker watches for that.
+    """
+    global _worker_batches
+    _worker_batches = batches
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # Leaving, a worker would first wait for a reader of what is still in its pipe, and grain kills it after 25 s.
-    # A moment is enough for an error message to get through.
-    multiprocessing.util.Finalize(None, _leave, exitpriority=10)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -204,6 +240,5 @@ def _start_worker(worker: int, workers: int) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _leave() -> None:
-    time.sleep(0.2)
-    os._exit(1)
+def _read_in_worker(step: int) -> Batch:
+    return _worker_batches[step]
