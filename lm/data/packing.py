@@ -177,9 +177,9 @@ class DocumentExamples:
         lengths = np.minimum(self._seq_len, self._store.document_offsets[document + 1] - starts)
         rank = ranges(np.zeros_like(counts), counts)
         # A column is what the row's earlier pieces took: a running sum that restarts with the row.
-        taken = np.cumsum(lengths) - lengths
+        taken = np.cumsum(np.append(0, lengths))
+        begins = taken[:-1] - np.repeat(taken[np.cumsum(counts) - counts], counts)
         row = np.repeat(np.arange(len(index)), counts)
-        begins = taken - taken[np.cumsum(counts) - counts][row] if len(row) else taken
         return row, rank, begins, starts, lengths, self._store.document_offsets[document] == starts
 
 
