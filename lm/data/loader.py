@@ -13,11 +13,10 @@ import os
 import signal
 import threading
 from collections import deque
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, Self
 
-import grain
 import numpy as np
 
 from lm.data.config import DataConfig
@@ -30,17 +29,8 @@ _ENDLESS = 2**53  # steps; far beyond any run, and within what grain counts
 _THREADS = 2  # that read in the main process; more gain nothing, as much of the work holds Python's lock
 
 
-class BatchIterator(Protocol):
-    """An iterator over dicts of numpy arrays that reads ahead."""
-
-    def __iter__(self) -> Self:
-        """Itself."""
-
-    def __next__(self) -> Batch:
-        """The next batch."""
-
-    def close(self) -> None:
-        """Ends the threads or processes that read ahead. No batch can be read afterwards."""
+BatchIterator = Generator[Batch, None, None]
+"""Reading ahead begins with the first batch; `close()` (or the end, or losing the last reference) ends it."""
 
 
 def training_batches(
@@ -73,7 +63,7 @@ def training_batches(
     check(start_step >= 0, f"start_step is {start_step}; it must be 0 or more")
     rows = _local_rows(batch_size, process_index, process_count)
     read = _TrainingBatch(_training_examples(store, config, bos_id), config.seed, batch_size, rows)
-    return _iterate(grain.MapDataset.range(start_step, _ENDLESS).map(read), config)
+    return _iterate(read, range(start_step, _ENDLESS), config)
 
 
 def evaluation_batches(
@@ -94,7 +84,7 @@ def evaluation_batches(
     rows = _local_rows(batch_size, process_index, process_count)
     examples = make_examples(store, seq_len=config.seq_len, packing=config.packing, bos_id=bos_id, drop_remainder=False)
     n_batches = _count_batches(examples, batch_size, max_batches)
-    return _iterate(grain.MapDataset.range(n_batches).map(_EvaluationBatch(examples, batch_size, rows)), config)
+    return _iterate(_EvaluationBatch(examples, batch_size, rows), range(n_batches), config)
 
 
 def n_evaluation_batches(
@@ -174,60 +164,57 @@ def _local_rows(batch_size: int, process_index: int, process_count: int) -> np.n
     return np.arange(process_index * local, (process_index + 1) * local)
 
 
-def _iterate(batches: grain.MapDataset[Batch], config: DataConfig) -> BatchIterator:
+def _iterate(read: Callable[[int], Batch], steps: range, config: DataConfig) -> BatchIterator:
     check(config.workers >= 0, f"data.workers is {config.workers}; it must be 0 or more")
     check(config.prefetch >= 1, f"data.prefetch is {config.prefetch}; it must be at least 1")
     if config.workers:
-        return _WorkerBatches(batches, config.workers, ahead=max(config.prefetch, config.workers))
-    threads = min(config.prefetch, _THREADS)
-    return iter(batches.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=config.prefetch)))
+        return _with_workers(read, steps, config.workers, ahead=max(config.prefetch, config.workers))
+    return _with_threads(read, steps, min(config.prefetch, _THREADS), ahead=config.prefetch)
 
 
-class _WorkerBatches:
-    """Reads a grain dataset ahead in worker processes, in order.
+def _with_threads(read: Callable[[int], Batch], steps: range, threads: int, ahead: int) -> BatchIterator:
+    # Here, not at the top: grain imports jax, which worker processes can do without.
+    import grain
+
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(read)
+    iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=ahead)))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def _with_workers(read: Callable[[int], Batch], steps: range, workers: int, ahead: int) -> BatchIterator:
+    """Reads in worker processes, in order.
 
     Instead of grain's `mp_prefetch`, which needs room in /dev/shm and leaves blocks there when it is closed before
     the end of the data, as a reader of an endless stream always is; sent through pipes instead, its batches keep
     `close` waiting for 25 seconds (grain 0.2.18).
     """
-
-    def __init__(self, batches: grain.MapDataset[Batch], workers: int, ahead: int):
-        self._executor = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(batches,)
-        )
-        self._steps = iter(range(len(batches)))
-        self._pending: deque[Future[Batch]] = deque()
-        for step in itertools.islice(self._steps, ahead):
-            self._pending.append(self._executor.submit(_read_in_worker, step))
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Batch:
-        if not self._pending:
-            raise StopIteration
-        batch = self._pending.popleft().result()
-        for step in itertools.islice(self._steps, 1):
-            self._pending.append(self._executor.submit(_read_in_worker, step))
-        return batch
-
-    def close(self) -> None:
-        """Ends the worker processes. No batch can be read afterwards."""
-        self._pending.clear()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of JAX's threads
+    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(read,))
+    try:
+        remaining = iter(steps)
+        pending = deque(executor.submit(_read_in_worker, step) for step in itertools.islice(remaining, ahead))
+        while pending:
+            batch = pending.popleft().result()
+            pending.extend(executor.submit(_read_in_worker, step) for step in itertools.islice(remaining, 1))
+            yield batch
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
 
 
-_worker_batches: grain.MapDataset[Batch]  # what this process reads, where it is a worker
+_worker_read: Callable[[int], Batch]  # what this process does, where it is a worker
 
 
-def _start_worker(batches: grain.MapDataset[Batch]) -> None:
+def _start_worker(read: Callable[[int], Batch]) -> None:
     """Makes a process a worker that leaves signals to the main process and ends with it.
 
     A terminal's Ctrl-C and a scheduler's SIGTERM reach all processes, and the main one still wants a batch to
     finish its step. It ends its workers itself; one that was killed can't, so each worker watches for that.
     """
-    global _worker_batches
-    _worker_batches = batches
+    global _worker_read
+    _worker_read = read
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -241,4 +228,4 @@ def _start_worker(batches: grain.MapDataset[Batch]) -> None:
 
 
 def _read_in_worker(step: int) -> Batch:
-    return _worker_batches[step]
+    return _worker_read(step)
