@@ -47,6 +47,9 @@ def _console() -> Console:
     warnings.setFormatter(logging.Formatter("lm: %(message)s"))
     log.addHandler(warnings)
     absl.logging.set_verbosity(absl.logging.ERROR)  # orbax and grain tell a lot that no user can act on
+    # What was compiled once is kept, so that a resumed run, or another like it, starts at once.
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "lm" / "xla"))
     return Console(width=None if sys.stdout.isatty() else 200)
 
 
