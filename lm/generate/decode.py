@@ -48,7 +48,7 @@ OnTokens = Callable[[int, list[int], str], None]
 
 
 class Generator:
-    """A model that is ready to generate; keep it for several calls, for it keeps what it has compiled."""
+    """A model that is ready to generate. Generators of the same shape share what was compiled."""
 
     def __init__(self, config: ModelConfig, params: Any, *, vocab_size: int, eos_id: int | None):
         """Takes a model.
@@ -69,9 +69,7 @@ class Generator:
         )
         self.config, self.vocab_size, self.eos_id = config, vocab_size, eos_id
         self._model = Transformer(config)
-        self._params = jax.jit(functools.partial(for_decoding, config=config))(params)
-        self._prefill = jax.jit(self._prefill_fn, static_argnames="length")
-        self._decode = jax.jit(self._decode_fn, donate_argnames="state")
+        self._params = for_decoding(params, config)
 
     def generate(
         self,
@@ -112,7 +110,7 @@ class Generator:
         hashes, repeats = prompt_streams(prompts)
         rows = [_Row(list(prompt), sampling.stop, decode) for prompt in prompts]
 
-        state = self._prefill(
+        state = prefill(
             self._params,
             padded,
             lengths,
@@ -120,11 +118,14 @@ class Generator:
             hashes,
             repeats,
             acting,
+            config=self.config,
             length=bucket(int(limit.max()), self.config.max_len),
         )
         while not all(row.finished for row in rows):
             state["done"] = jnp.array([row.finished is not None for row in rows])
-            state, tokens, logprobs = self._decode(self._params, state, limit, eos, acting)
+            state, tokens, logprobs = draw_chunk(
+                self._params, state, limit, eos, acting, config=self.config, vocab_size=self.vocab_size, chunk=CHUNK
+            )
             tokens, logprobs = jax.device_get((tokens, logprobs))
             for index, row in enumerate(rows):
                 if row.finished:
@@ -155,60 +156,110 @@ class Generator:
                         f" ids go from 0 to {self.vocab_size - 1}"
                     )
 
-    def _prefill_fn(self, params, tokens, lengths, seed, hashes, repeats, acting: Adjustments, length: int):
-        """The loop's state once the prompts `[B, P]` are in a cache of `length` slots."""
-        B, P = tokens.shape
-        at = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32), (B, P))
-        cache = unstacked(init_cache(self.config, B, length), self.config.n_layers)
-        _, cache = forward(self._model, params, cache, tokens, at)
-        fold = jax.vmap(jax.random.fold_in)
-        keys = jnp.broadcast_to(jax.random.key(seed), (B,))
-        state = {
+
+@functools.partial(jax.jit, static_argnames=("config", "length"))
+def prefill(
+    params: Any,
+    tokens: Array,
+    lengths: Array,
+    seed: Array,
+    hashes: Array,
+    repeats: Array,
+    acting: Adjustments,
+    *,
+    config: ModelConfig,
+    length: int,
+) -> dict[str, Any]:
+    """The state of `draw_chunk` before the first token.
+
+    Args:
+      params: from `for_decoding`.
+      tokens: int32 `[B, P]`, prompts padded on the right.
+      lengths: int32 `[B]`, of the prompts.
+      seed: uint32.
+      hashes: uint32 `[B]`, with `repeats` from `prompt_streams`.
+      repeats: uint32 `[B]`.
+      acting: the adjustments that `draw_chunk` will be given.
+      config: the model's.
+      length: slots of the cache.
+    """
+    B, P = tokens.shape
+    at = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32), (B, P))
+    cache = unstacked(init_cache(config, B, length), config.n_layers)
+    _, cache = forward(Transformer(config), params, cache, tokens, at)
+    fold = jax.vmap(jax.random.fold_in)
+    state = {
+        "cache": cache,
+        # The last token of each prompt goes through the model again, in the loop: one place that draws.
+        "token": jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0],
+        "at": lengths - 1,
+        "keys": fold(fold(jnp.broadcast_to(jax.random.key(seed), (B,)), hashes), repeats),
+    }
+    if "repetition_penalty" in acting:
+        assert config.vocab_size is not None
+        seen = jnp.zeros((B, config.vocab_size), jnp.bool)
+        state["seen"] = seen.at[jnp.arange(B)[:, None], tokens].max(at < lengths[:, None])
+    return state
+
+
+@functools.partial(jax.jit, static_argnames=("config", "vocab_size", "chunk"), donate_argnames="state")
+def draw_chunk(
+    params: Any,
+    state: dict[str, Any],
+    limit: Array,
+    eos: Array,
+    acting: Adjustments,
+    *,
+    config: ModelConfig,
+    vocab_size: int,
+    chunk: int,
+) -> tuple[dict[str, Any], Array, Array]:
+    """Up to `chunk` more tokens of each row that is not done.
+
+    Args:
+      params: from `for_decoding`.
+      state: from `prefill` or the call before, and `done`, bool `[B]`; its memory is used again.
+      limit: int32 `[B]`, tokens of each row at most, prompt included.
+      eos: int32, the token that ends a row; -1 = none.
+      acting: from `SamplingConfig.adjustments`.
+      config: the model's.
+      vocab_size: the tokenizer's.
+      chunk: tokens at most.
+
+    Returns:
+      The new state, tokens int32 `[B, chunk]`, -1 where there is none, and their log-probabilities, float32.
+    """
+    model = Transformer(config)
+    rows = jnp.arange(limit.shape[0])
+
+    def step(carry: Any) -> Any:
+        i, state, tokens, logprobs = carry
+        at, done = state["at"] + 1, state["done"]
+        hidden, cache = forward(model, params, state["cache"], state["token"][:, None], state["at"][:, None])
+        logits: Any = model.apply({"params": params}, hidden[:, 0], method="logits")
+        keys = jax.vmap(jax.random.fold_in)(state["keys"], at)
+        token = draw(adjust(mask_padding(logits, vocab_size), state.get("seen"), acting), keys, acting)
+        tokens = tokens.at[:, i].set(jnp.where(done, -1, token))
+        logprobs = logprobs.at[:, i].set(jax.nn.log_softmax(logits)[rows, token])
+        # A row that is done repeats its last token at its place, which changes nothing.
+        state = state | {
             "cache": cache,
-            # The last token of each prompt goes through the model again, in the loop: one place that draws.
-            "token": jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0],
-            "at": lengths - 1,
-            "keys": fold(fold(keys, hashes), repeats),
+            "token": jnp.where(done, state["token"], token),
+            "at": jnp.where(done, state["at"], at),
+            "done": done | (token == eos) | (at + 1 >= limit),
         }
-        if "repetition_penalty" in acting:
-            inside = at < lengths[:, None]
-            seen = jnp.zeros((B, self.config.vocab_size), jnp.bool)
-            state["seen"] = seen.at[jnp.arange(B)[:, None], tokens].max(inside)
-        return state
+        if "seen" in state:
+            state["seen"] = state["seen"].at[rows, token].set(True)
+        return i + 1, state, tokens, logprobs
 
-    def _decode_fn(self, params, state, limit, eos, acting: Adjustments):
-        """Up to `CHUNK` more tokens of each row that is not done: int32 and float32 `[B, CHUNK]`, -1 = none."""
-        B = limit.shape[0]
-        everyone = jnp.arange(B)
+    def going(carry: Any) -> Array:
+        i, state, *_ = carry
+        return (i < chunk) & ~state["done"].all()
 
-        def step(carry):
-            i, state, tokens, logprobs = carry
-            at, done = state["at"] + 1, state["done"]
-            hidden, cache = forward(self._model, params, state["cache"], state["token"][:, None], state["at"][:, None])
-            logits: Any = self._model.apply({"params": params}, hidden[:, 0], method="logits")
-            keys = jax.vmap(jax.random.fold_in)(state["keys"], at)
-            token = draw(adjust(mask_padding(logits, self.vocab_size), state.get("seen"), acting), keys, acting)
-            logprob = jax.nn.log_softmax(logits)[everyone, token]
-            tokens = tokens.at[:, i].set(jnp.where(done, -1, token))
-            logprobs = logprobs.at[:, i].set(logprob)
-            # A row that is done repeats its last token at its place, which changes nothing.
-            state = state | {
-                "cache": cache,
-                "token": jnp.where(done, state["token"], token),
-                "at": jnp.where(done, state["at"], at),
-                "done": done | (token == eos) | (at + 1 >= limit),
-            }
-            if "seen" in state:
-                state["seen"] = state["seen"].at[everyone, token].set(True)
-            return i + 1, state, tokens, logprobs
-
-        def going(carry):
-            i, state, *_ = carry
-            return (i < CHUNK) & ~state["done"].all()
-
-        none = jnp.full((B, CHUNK), -1, jnp.int32)
-        _, state, tokens, logprobs = jax.lax.while_loop(going, step, (0, state, none, jnp.zeros((B, CHUNK))))
-        return state, tokens, logprobs
+    shape = (limit.shape[0], chunk)
+    start = (0, state, jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32))
+    _, state, tokens, logprobs = jax.lax.while_loop(going, step, start)
+    return state, tokens, logprobs
 
 
 def forward(model: Transformer, params: Any, cache: list[Any], tokens: Array, at: Array) -> tuple[Array, list[Any]]:
@@ -242,6 +293,7 @@ def bucket(length: int, most: int) -> int:
     return min(max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()), most)
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def for_decoding(params: Any, config: ModelConfig) -> Any:
     """Parameters as decoding wants them: a list of layers, and cast once to the dtype that they are used in."""
     # Norms compute in float32 and keep the dtype that they have.
