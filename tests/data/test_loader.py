@@ -2,7 +2,12 @@
 
 import dataclasses
 import itertools
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +18,7 @@ from lm.data.config import DataConfig
 from lm.data.loader import (
     batch_documents,
     evaluation_batches,
+    n_evaluation_batches,
     n_training_examples,
     steps_per_epoch,
     training_batches,
@@ -130,6 +136,8 @@ def test_processes_share_an_evaluation(store: MemoryStore, config: DataConfig) -
     assert_same([{k: np.concatenate([row[k] for row in rows]) for k in rows[0]} for rows in zip(*parts)], whole)
     first = list(evaluation_batches(store, config, bos_id=EOS, batch_size=64, max_batches=1))
     assert_same(first, whole[:1])
+    assert n_evaluation_batches(store, config, batch_size=64) == len(whole)
+    assert n_evaluation_batches(store, config, batch_size=64, max_batches=1) == 1
     assert len(list(evaluation_batches(store, config, bos_id=EOS, batch_size=64, max_batches=99))) == len(whole)
 
 
@@ -156,6 +164,53 @@ def test_no_thread_is_left_behind(store: MemoryStore) -> None:
     for thread in set(threading.enumerate()) - before:
         thread.join(timeout=5)
         assert not thread.is_alive()
+
+
+STOPPED = """
+import itertools, multiprocessing, os, signal
+import numpy as np
+from lm.data.config import DataConfig
+from lm.data.loader import training_batches
+from lm.data.store import MemoryStore
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    batches = training_batches(MemoryStore([np.arange(999)]), DataConfig(seq_len=8, workers=1), bos_id=0, batch_size=2)
+    next(batches)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.killpg(0, number)
+    (worker,) = multiprocessing.active_children()
+    print(len(list(itertools.islice(batches, 20))), worker.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_outlive_signals_but_not_the_main_process(tmp_path: Path) -> None:
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # Its own session: the signals go to that process and its workers, as a terminal's and a scheduler's do.
+    stopped = subprocess.Popen(
+        [sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert stopped.stdout is not None
+    count, worker = stopped.stdout.readline().split()
+    assert count == "20"
+    stopped.stdout.close()
+    assert stopped.wait() == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while is_running(int(worker)):
+        assert time.monotonic() < deadline, "the worker outlived the process it worked for"
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # dead, and nobody has asked for its exit status
 
 
 @pytest.mark.parametrize(
