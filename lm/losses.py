@@ -109,7 +109,7 @@ def _sum_pieces_backward(head_loss: HeadLoss, residuals: Any, cotangent: Any):
     params_grad, hidden_grad = residuals
 
     def scale(g: Array) -> Array:
-        return (g * objective_cotangent).astype(g.dtype)
+        return (g.astype(jnp.float32) * objective_cotangent).astype(g.dtype)
 
     return jax.tree.map(scale, params_grad), scale(hidden_grad), None, None
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -84,10 +84,14 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass computes again: nothing, all but matrix products, or each whole layer."""
     unroll: int = 0
-    """Layers per loop iteration, 0 = all: more is faster to run and slower to compile; changes no name, shape or value."""
+    """Layers per loop iteration, 0 = all: more runs faster and compiles slower; changes no name, shape or value."""
 
     def __post_init__(self) -> None:
         """Checks what can be told without data or devices."""
+        for name, hint in get_type_hints(type(self)).items():
+            value, allowed = getattr(self, name), get_args(hint)
+            if get_origin(hint) is Literal:
+                check(value in allowed, f"model.{name} is {value!r}; choose one of {', '.join(allowed)}")
         for name in ("d_model", "n_layers", "n_heads", "max_len", "vocab_multiple"):
             value = getattr(self, name)
             check(value >= 1, f"model.{name} is {value}; it must be at least 1")
@@ -107,6 +111,10 @@ class ModelConfig:
             self.positions != "rope" or self.width_of_head % 2 == 0,
             f"model.positions = rope needs an even head width, found {self.width_of_head}; change model.n_heads",
         )
+        for name in ("rope_theta", "norm_epsilon"):
+            check(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("attention_softcap", "logit_softcap", "init_std"):
+            check(getattr(self, name) >= 0, f"model.{name} is {getattr(self, name)}; it must be 0 or more")
         for name in ("embedding_dropout", "residual_dropout", "attention_dropout"):
             rate = getattr(self, name)
             check(0.0 <= rate < 1.0, f"model.{name} is {rate}; a dropout rate is in [0, 1)")
