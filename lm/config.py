@@ -4,9 +4,9 @@ import ast
 import contextlib
 import dataclasses
 import difflib
-import importlib.util
 import io
 import re
+import runpy
 import traceback
 import types
 import typing
@@ -54,13 +54,9 @@ def load_file(path: Path) -> Experiment:
       UserError: there is no such file, it fails, or it gives no Experiment.
     """
     check(path.is_file(), f"no config file {path}; see configs/ for examples")
-    spec = importlib.util.spec_from_file_location(f"lm_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is not a Python file; give one that defines get_config()")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
+        # Not an import: that would leave bytecode beside the file, and run stale bytecode after a quick edit.
+        get_config = runpy.run_path(str(path), run_name="lm_config").get("get_config")
         check(callable(get_config), f"{path} defines no get_config(); it must return an lm.config.Experiment")
         assert get_config is not None
         experiment = get_config()
@@ -68,7 +64,7 @@ def load_file(path: Path) -> Experiment:
         raise
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}; correct the config file") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # The file is the user's own program: say where it failed instead of showing our frames above it.
         here = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f"{path}, line {here[-1]}" if here else str(path)
