@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands = importlib.import_module("lm.commands")
         return getattr(commands, name)(rest)
     except UserError as error:
-        print(f"lm: {error}", file=sys.stderr)
+        # One line, also where the message quotes another's that has several.
+        print(f"lm: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
         print("lm: interrupted", file=sys.stderr)
