@@ -149,14 +149,15 @@ class MetricWriter:
         from tensorboardX import SummaryWriter
 
         path = run.path / "metrics.jsonl"
-        if path.exists():
+        resumed = path.exists()
+        if resumed:
             # What was written after the restored checkpoint will be written again.
             kept = [record for record in run.metrics() if record["step"] <= step]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
             temporary.replace(path)
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1 if resumed else None)
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes one record: `step`, `split`, `tokens`, `seconds` and any numbers; a non-finite number becomes null."""
