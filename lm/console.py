@@ -33,19 +33,17 @@ class TrainingReporter:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._total = 0
-        self._first = 0
-        self._started = time.monotonic()
+        self._first: tuple[int, float] | None = None
 
     def start(self, step: int, total: int) -> None:
         """Training begins at `step` of `total`; the first step also compiles."""
-        self._total, self._first, self._started = total, step, time.monotonic()
+        self._total, self._first = total, None
         self.message(f"training from step {step} to {total}; the first step compiles, which takes a moment")
         if self._console.is_terminal:
             self._bar = Progress(
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn("{task.description}"),
-                TimeRemainingColumn(),
                 console=self._console,
                 transient=True,
             )
@@ -60,11 +58,21 @@ class TrainingReporter:
             parts.append(f"MFU {record['mfu']:.1%}")
         if record["skipped"]:
             parts.append(f"{record['skipped']} skipped")
+        parts += self._time_left(step)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, description="  ".join(parts))
         else:
-            left = (time.monotonic() - self._started) / (step - self._first) * (self._total - step)
-            self._print(f"step {step}/{self._total}  {'  '.join(parts)}  ETA {_duration(left)}")
+            self._print(f"step {step}/{self._total}  {'  '.join(parts)}")
+
+    def _time_left(self, step: int) -> list[str]:
+        """From the pace since the first record, evaluations included; before it, compiling would be counted in."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = step, now
+            return []
+        first_step, first_time = self._first
+        pace = (now - first_time) / (step - first_step)
+        return [f"ETA {_duration(pace * (self._total - step))}"]
 
     def evaluating(self, done: int, total: int) -> None:
         """An evaluation goes on."""
@@ -124,6 +132,8 @@ class PreparationReporter:
                 self._console.print(f"data: {phase}{size}", highlight=False, markup=False)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done)
+        if total is not None and done >= total:  # the last phase has no next one to end it
+            self.close()
 
     def close(self) -> None:
         """Takes the bar away."""
