@@ -4,9 +4,11 @@ import dataclasses
 import json
 import logging
 import platform
+import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +31,7 @@ from lm.generate import Generator, SamplingConfig
 from lm.plots import plot_losses
 from lm.records import RunDirectory
 from lm.sharding import MeshConfig, make_mesh, peak_flops
-from lm.train import TrainingHaltedError
+from lm.train import Outcome, TrainingHaltedError
 
 DONE, FAILED, PREEMPTED = 0, 1, 75
 RunArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -93,11 +95,12 @@ def train(arguments: list[str]) -> int:
     )
     console = _console()
     run = parsed.run or Path("runs") / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    progress = PreparationReporter(console)
     return _train(
         console,
         run,
-        lambda reporter: runs.start(parsed.experiment, run, reporter, progress=progress, stop_at=parsed.stop_at),
+        lambda reporter, progress: runs.start(
+            parsed.experiment, run, reporter, progress=progress, stop_at=parsed.stop_at
+        ),
     )
 
 
@@ -117,31 +120,33 @@ def _resume(path: Path, rest: list[str]) -> int:
     prog = f"lm train --resume {path}"
     saved = runs.load_experiment(run)
     parsed = configs.parse(_ResumeArguments, _ResumeArguments(experiment=saved), rest, prog=prog)
+    runs.check_changes(saved, parsed.experiment)
     console = _console()
     if run.status() == "finished":
         _show(console, f"{path} is finished; nothing to resume")
         _next_commands(console, path)
         return DONE
-    progress = PreparationReporter(console)
     return _train(
         console,
         path,
-        lambda reporter: runs.resume(
+        lambda reporter, progress: runs.resume(
             path, reporter, override=lambda _: parsed.experiment, progress=progress, stop_at=parsed.stop_at
         ),
     )
 
 
-def _train(console: Console, path: Path, go: Any) -> int:
-    reporter = TrainingReporter(console)
+def _train(console: Console, path: Path, go: Callable[[TrainingReporter, PreparationReporter], Outcome]) -> int:
+    progress = PreparationReporter(console)
     try:
-        outcome = go(reporter)
+        outcome = go(TrainingReporter(console), progress)
     except TrainingHaltedError as error:
         print(f"lm: training halted: {error}", file=sys.stderr)
         return FAILED
+    finally:
+        progress.close()
     if outcome.state == "preempted":
         _show(console, f"stopped after step {outcome.step} ({outcome.reason}); everything is saved")
-        _show(console, f"resume with: lm train --resume {path}")
+        _show(console, f"resume with: lm train --resume {shlex.quote(str(path))}")
         return PREEMPTED
     plot_losses(RunDirectory(path).metrics(), path / "loss.png")
     _show(console, f"finished at step {outcome.step} ({outcome.reason}); run directory: {path}")
@@ -150,10 +155,11 @@ def _train(console: Console, path: Path, go: Any) -> int:
 
 
 def _next_commands(console: Console, path: Path) -> None:
+    run = shlex.quote(str(path))
     _show(console, "next:")
-    _show(console, f"  lm evaluate {path} --baselines")
-    _show(console, f'  lm generate {path} --prompt "..."')
-    _show(console, f"  tensorboard --logdir {path}/tensorboard    (loss curves are in {path}/loss.png)")
+    _show(console, f"  lm evaluate {run} --baselines")
+    _show(console, f'  lm generate {run} --prompt "..."')
+    _show(console, f"  tensorboard --logdir {run}/tensorboard    (loss curves are in {run}/loss.png)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,12 +151,7 @@ def resume(
     try:
         saved = load_experiment(run)
         experiment = override(saved)
-        for name, before, after in configs.changed(saved, experiment):
-            check(
-                name.startswith(FREE_ON_RESUME),
-                f"{name} is {after!r} but the run was started with {before!r}; a resumed run keeps what it computes:"
-                " leave it out, or start a new run",
-            )
+        check_changes(saved, experiment)
         mesh = check_experiment(experiment)
         dataset = _dataset_of(run, experiment, progress)
         parts = _Parts.build(experiment, dataset, mesh)
@@ -175,6 +170,16 @@ def resume(
         return _fit(run, parts, reporter, stop_at)
     finally:
         run.unlock()
+
+
+def check_changes(saved: Experiment, asked: Experiment) -> None:
+    """Raises UserError if a resumed run was asked to compute something else."""
+    for name, before, after in configs.changed(saved, asked):
+        check(
+            name.startswith(FREE_ON_RESUME),
+            f"{name} is {after!r} but the run was started with {before!r}; a resumed run keeps what it computes:"
+            " leave it out, or start a new run",
+        )
 
 
 def load_experiment(run: RunDirectory) -> Experiment:
