@@ -14,15 +14,20 @@ from lm.models.transformer import ModelConfig, Transformer, init_cache
 from lm.text.tokenizer import ByteTokenizer
 
 VOCAB = 40
-TINY = ModelConfig(vocab_size=48, d_model=32, n_layers=2, n_heads=4, max_len=96, init_std=0.3)
+TINY = ModelConfig(vocab_size=48, d_model=32, n_layers=2, n_heads=4, max_len=96)
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7], [2, 7]]
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=20)
 
 
 @functools.cache
 def some_params(config: ModelConfig):
-    init = jax.jit(Transformer(config).init)
-    return nn.unbox(init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"])
+    """Random values for every leaf, biases and norms too; nothing to compile."""
+    init = functools.partial(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    rng = np.random.default_rng(0)
+    shapes = nn.unbox(jax.eval_shape(init)["params"])
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.array(rng.normal("scale" in str(path[-1]), 0.3, x.shape), x.dtype), shapes
+    )
 
 
 @functools.cache
@@ -63,32 +68,31 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_cached_logits_equal_uncached(kind):
     config = dataclasses.replace(TINY, max_len=24, positions=kind.split("-")[0], **KINDS[kind])
-    rng = np.random.default_rng(0)
-    rows = [rng.integers(0, 48, 24).tolist() for _ in PROMPTS]
-    lengths = np.array([3, 11, 1])  # of the prompts; the rest comes token by token
-    model, params = Transformer(config), decode.for_decoding(some_params(config), config)
+    rows = np.random.default_rng(0).integers(0, 48, (3, 24), np.int32)
+    lengths = np.array([3, 11, 1], np.int32)  # of the prompts; the rest comes token by token
+    padded = np.where(np.arange(16) < lengths[:, None], rows[:, :16], 0)
+    model = Transformer(config)
 
     @jax.jit
-    def forward(cache, tokens, at):
-        hidden, cache = decode.forward(model, params, cache, tokens, at)
-        return model.apply({"params": params}, hidden, method="logits"), cache
+    def all_ways(params):
+        ready = decode.for_decoding(params, config)
 
-    padded = np.zeros((3, 16), np.int32)
+        def forward(cache, tokens, at):
+            hidden, cache = decode.forward(model, ready, cache, tokens, at)
+            return cache, model.apply({"params": params}, hidden, method="logits")
+
+        def step(cache, at):
+            return forward(cache, jnp.take_along_axis(jnp.array(rows), at, axis=1), at)
+
+        cache = decode.unstacked(init_cache(config, 3, 24), config.n_layers)
+        cache, prompt = forward(cache, padded, jnp.broadcast_to(jnp.arange(16), (3, 16)))
+        _, later = jax.lax.scan(step, cache, lengths[:, None] + np.arange(13, dtype=np.int32)[:, None, None])
+        return prompt, later[:, :, 0], model.apply({"params": params}, rows)
+
+    prompt, later, want = all_ways(some_params(config))
     for row, length in enumerate(lengths):
-        padded[row, :length] = rows[row][:length]
-    cache = decode.unstacked(init_cache(config, 3, 24), config.n_layers)
-    logits, cache = forward(cache, padded, np.broadcast_to(np.arange(16, dtype=np.int32), (3, 16)))
-    got = [[*np.asarray(logits)[row, :length]] for row, length in enumerate(lengths)]
-    for step in range(24 - max(lengths)):
-        at = lengths + step
-        tokens = np.array([[row[i]] for row, i in zip(rows, at)], np.int32)
-        logits, cache = forward(cache, tokens, at[:, None].astype(np.int32))
-        for row in range(3):
-            got[row].append(np.asarray(logits)[row, 0])
-
-    want = np.asarray(jax.jit(model.apply)({"params": some_params(config)}, np.array(rows, np.int32)))
-    for row in range(3):
-        np.testing.assert_allclose(np.array(got[row]), want[row, : len(got[row])], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(prompt[row, :length], want[row, :length], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(later[:, row], want[row, length : length + 13], atol=1e-5, rtol=0)
 
 
 def test_greedy_equals_running_the_whole_model_for_every_token():
