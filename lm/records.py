@@ -84,11 +84,13 @@ class RunDirectory:
         Raises:
           UserError: another process trains this run.
         """
-        self._lock = (self.path / "log.txt").open("a", encoding="utf-8")
+        file = (self.path / "log.txt").open("a", encoding="utf-8")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            file.close()
             raise UserError(f"another process is training {self.path}; wait for it or stop it first") from error
+        self._lock = file
 
     def unlock(self) -> None:
         """Lets go of the run."""
