@@ -101,6 +101,7 @@ class Checkpoints:
         # Whole subtrees may be left out on purpose (evaluation reads no optimizer state), single leaves may not.
         roots = {path.split("/")[0] for path in asked}
         problems += [f"{path} is extra" for path in found if path not in asked and path.split("/")[0] in roots]
+        problems.sort(key=lambda problem: problem.count("/"))  # parameters before the optimizer's copies of them
         if problems:
             shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
             raise UserError(f"checkpoint {step} is of another model: {shown}; use the config it was trained with")
