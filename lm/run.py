@@ -86,6 +86,10 @@ def check_experiment(experiment: Experiment) -> Mesh:
         data.seq_len <= model.max_len,
         f"data.seq_len {data.seq_len} is longer than model.max_len {model.max_len}; raise one or lower the other",
     )
+    check(
+        experiment.train.patience is None or data.validation_source is not None or data.validation_fraction > 0,
+        "train.patience needs a validation split; set data.validation_fraction or data.validation_source",
+    )
     check_tokenizer_config(tokenizer)
     ids = tokenizer.vocab_size if is_trained(tokenizer) else train_tokenizer(tokenizer, ()).vocab_size
     settled = model.with_vocabulary(ids)
@@ -299,7 +303,7 @@ def _fit(run: RunDirectory, parts: _Parts, reporter: Reporter, stop_at: int | No
         )
     except BaseException as error:
         run.set_status("failed", reason=str(error) or type(error).__name__)
-        logger.error("failed: %s", error)
+        logger.info("failed: %s", error)  # for log.txt; whoever called us tells the person
         raise
     finally:
         logger.removeHandler(handler)
