@@ -287,7 +287,7 @@ def generate(arguments: list[str]) -> int:
     trained = runs.load(asked.run, runs.inference_mesh(), asked.checkpoint)
     tokenizer = trained.tokenizer
     if asked.prompt_ids:
-        ids = [_parse_ids(text) for text in asked.prompt_ids]
+        ids = [_parse_ids(text, tokenizer.vocab_size) for text in asked.prompt_ids]
         texts = [tokenizer.decode(row) for row in ids]
     else:
         texts = list(asked.prompt) or [""]
@@ -337,11 +337,14 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _parse_ids(text: str) -> list[int]:
+def _parse_ids(text: str, vocab_size: int) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        ids = [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--prompt-ids {text!r} is not a list of ids; write them as 1,5,9") from None
+    for i in ids:
+        check(0 <= i < vocab_size, f"--prompt-ids has {i}, outside the vocabulary; ids go from 0 to {vocab_size - 1}")
+    return ids
 
 
 EXTRAS = {
