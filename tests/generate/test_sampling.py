@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import math
 
 import jax
@@ -128,6 +127,7 @@ def test_excluded_tokens_stay_excluded():
     assert np.isfinite(adjusted.max(axis=1)).all()
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("settings", "warpers"),
     [
@@ -161,6 +161,7 @@ def test_as_hugging_face(settings, warpers):
         np.testing.assert_allclose(got, want, rtol=2e-6)
 
 
+@pytest.mark.parity
 def test_order_of_hugging_face_generate():
     # The list that `generate` itself would build, so that a change of order there is seen here.
     pytest.importorskip("torch")
@@ -205,7 +206,7 @@ def test_greedy_takes_the_likeliest_and_needs_no_key():
 def test_other_values_compile_nothing():
     traces = 0
 
-    @functools.partial(jax.jit, static_argnames=())
+    @jax.jit
     def both(logits, seen, keys, acting):
         nonlocal traces
         traces += 1
