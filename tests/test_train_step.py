@@ -148,7 +148,7 @@ def test_learning_rate_of_each_step_is_the_schedules(guarded):
 def test_dropout_is_of_the_seed_and_the_step():
     """On in training, new at every step, the same after a resume, off in evaluation."""
     still = OptimConfig(**{**vars(SGD), "peak_lr": 1e-30})
-    model, _, program = build(still, {"residual_dropout": 0.2})
+    _, _, program = build(still, {"residual_dropout": 0.2})
     batch = tiny.packed_batch(ROWS, LENGTH, V)
 
     def losses_from(first, steps):
@@ -174,7 +174,7 @@ def test_dropout_is_of_the_seed_and_the_step():
 
 def test_evaluation_divides_once():
     """Batches of unequal weight: the mean over tokens, not the mean of the batches' means."""
-    model, _, program = build(SGD)
+    _, _, program = build(SGD)
     params = tiny.perturbed(program.init().params)
     batches = [tiny.packed_batch(ROWS, LENGTH, V, seed=seed) for seed in range(3)]
     batches[1]["weights"][1:] = 0
