@@ -132,8 +132,8 @@ def _attend(
     value: Array,
     mask: Array | None,
     softcap: float,
-    dropout_rate: float,
-    dropout_key: Array | None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
 ) -> Array:
     """`softmax_attention` with heads first: `[B, K, G, T, H]` and `[B, K, S, H]` twice to `[B, K, G, T, H]`."""
     B, K, G, T, H = query.shape
@@ -306,7 +306,7 @@ class Attention(nn.Module):
           x: `[B, T, D]`.
           segments: int32 `[B, T]` or None.
           angles: rotary cosines and sines, or None.
-          cache: `key` and `value`, `[B, S, K, H]` each, or None when not decoding.
+          cache: `key` and `value`, `[B, K, S, H]` each, or None when not decoding.
           cache_at: int32 `[B, T]`, the cache slot of each token; equal to its place in the sequence.
           deterministic: no dropout.
 
@@ -346,16 +346,17 @@ class Attention(nn.Module):
             )
         else:
             assert cache_at is not None
-            rows = jnp.arange(x.shape[0])[:, None]
+            query, key, value = _heads_first(query, key, value)
+            at = (jnp.arange(x.shape[0])[:, None, None], jnp.arange(self.n_kv_heads)[:, None], cache_at[:, None])
             cache = {
-                "key": cache["key"].at[rows, cache_at].set(key.astype(cache["key"].dtype)),
-                "value": cache["value"].at[rows, cache_at].set(value.astype(cache["value"].dtype)),
+                "key": cache["key"].at[at].set(key.astype(cache["key"].dtype)),
+                "value": cache["value"].at[at].set(value.astype(cache["value"].dtype)),
             }
             # Slots past a row's own end hold nothing yet; causality hides them.
-            slots = jnp.arange(cache["key"].shape[1])[None]
+            slots = jnp.arange(cache["key"].shape[2])[None]
             mask = attention_mask(cache_at, slots, causal=True, window=self.window)
             keys, values = cache["key"].astype(self.dtype), cache["value"].astype(self.dtype)
-            out = softmax_attention(query, keys, values, mask, softcap=self.softcap)
+            out = _heads_last(_attend(query, keys, values, mask, self.softcap))
         dense = Dense(
             (x.shape[-1],),
             ("heads", "head_dim", "embed"),

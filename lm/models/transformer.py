@@ -327,8 +327,8 @@ def head_parameters(config: ModelConfig, params: dict[str, Any]) -> dict[str, An
 
 
 def init_cache(config: ModelConfig, batch: int, length: int) -> dict[str, Array]:
-    """An empty cache for `Transformer.hidden`: keys and values `[L, B, length, K, H]` in the compute dtype."""
-    shape = (config.n_layers, batch, length, config.kv_heads, config.width_of_head)
+    """An empty cache for `Transformer.hidden`: keys and values `[L, B, K, length, H]` in the compute dtype."""
+    shape = (config.n_layers, batch, config.kv_heads, length, config.width_of_head)
     return {name: jnp.zeros(shape, jnp.dtype(config.compute_dtype)) for name in ("key", "value")}
 
 
