@@ -1,0 +1,136 @@
+"""Run directories: whole files, one holder, metrics that survive a crash."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lm.errors import UserError
+from lm.records import MetricWriter, RunDirectory, differences, environment, write_json
+
+
+def _record(step: int, split: str = "train", **more: float) -> dict:
+    return {"step": step, "split": split, "tokens": 10 * step, "seconds": 0.5, "loss": 1.0 / step, **more}
+
+
+def test_metrics_read_back_as_written_and_what_is_not_finite_is_null(tmp_path: Path):
+    run = RunDirectory.create(tmp_path / "run")
+    writer = MetricWriter(run)
+    third = 1 / 3
+    writer.write(_record(1, loss=third))
+    writer.write(_record(2, "validation", loss=math.nan, perplexity=math.inf))
+    writer.close()
+    first, second = run.metrics()
+    assert first["loss"] == third
+    assert (second["loss"], second["perplexity"]) == (None, None)
+    assert list((run.path / "tensorboard").iterdir())
+
+
+def test_each_line_is_on_its_way_before_the_next(tmp_path: Path):
+    run = RunDirectory.create(tmp_path / "run")
+    writer = MetricWriter(run)
+    writer.write(_record(1))
+    assert len(list(run.metrics())) == 1
+    writer.close()
+
+
+def test_a_resumed_writer_drops_later_lines_and_a_half_one(tmp_path: Path):
+    run = RunDirectory.create(tmp_path / "run")
+    writer = MetricWriter(run)
+    for step in range(1, 6):
+        writer.write(_record(step))
+    writer.close()
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "spl')
+    assert [record["step"] for record in run.metrics()] == [1, 2, 3, 4, 5]
+    writer = MetricWriter(run, 3)
+    writer.write(_record(4, loss=7.0))
+    writer.close()
+    assert [(record["step"], record["loss"]) for record in run.metrics()][2:] == [(3, 1 / 3), (4, 7.0)]
+    assert [json.loads(line)["step"] for line in (run.path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    MetricWriter(run, 0).close()
+    assert list(run.metrics()) == []
+
+
+def test_tensorboard_is_told_what_to_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import tensorboardX
+
+    purged = []
+
+    class Board(tensorboardX.SummaryWriter):
+        def __init__(self, folder: str, purge_step: int | None):
+            purged.append(purge_step)
+            super().__init__(folder, purge_step=purge_step)
+
+    monkeypatch.setattr(tensorboardX, "SummaryWriter", Board)
+    run = RunDirectory.create(tmp_path / "run")
+    for step in (0, 0, 3):  # a new run, one killed before its first checkpoint, one resumed from step 3
+        MetricWriter(run, step).close()
+    assert purged == [None, 1, 4]
+
+
+def test_a_run_has_one_holder_whoever_asks(tmp_path: Path):
+    run = RunDirectory.create(tmp_path / "run")
+    run.write("config.json", {})
+    run.lock()
+    code = "import sys, pathlib, lm.records as r; r.RunDirectory(pathlib.Path(sys.argv[1])).lock()"
+    done = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, timeout=60)
+    assert "another process is training" in done.stderr
+    with pytest.raises(UserError, match=r"another process is training .*; wait for it or stop it first"):
+        RunDirectory.open(run.path).lock()
+    run.unlock()
+    again = RunDirectory.open(run.path)
+    again.lock()
+    again.unlock()
+    again.unlock()
+
+
+def test_new_runs_want_a_new_folder(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    RunDirectory.check_new(tmp_path / "empty")
+    RunDirectory.check_new(tmp_path / "a" / "b" / "c")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    run = RunDirectory.create(tmp_path / "a" / "b")
+    with pytest.raises(UserError, match="is not empty; resume it"):
+        RunDirectory.create(run.path)
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        RunDirectory.open(run.path)
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "status.json"
+    write_json(path, {"a": "中文"})
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(path, {"a": "b"})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": "中文"}
+
+
+def test_status(tmp_path: Path):
+    run = RunDirectory.create(tmp_path / "run")
+    assert run.status() is None
+    run.set_status("preempted", step=3, reason="SIGTERM")
+    status = run.read("status.json")
+    assert (run.status(), status["step"], status["pid"]) == ("preempted", 3, os.getpid())
+    (run.path / "status.json").write_text("{")
+    with pytest.raises(UserError, match=r"can't read .*status\.json: .*; the run directory is damaged"):
+        run.status()
+
+
+def test_environment_says_what_a_result_depends_on():
+    now = environment()
+    assert json.loads(json.dumps(now)) == now
+    assert now["devices"] == {"kind": "cpu", "count": 8, "processes": 1}
+    assert {"jax", "optax", "numpy"} <= now["packages"].keys()
+    assert differences(now, now) == []
+    before = {**now, "python": "3.0", "packages": {**now["packages"], "jax": "0.1"}, "git": None, "command": []}
+    assert len(differences(before, now)) == 2
+    assert differences(before, now)[0].startswith("python was 3.0, is 3.")
