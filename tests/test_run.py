@@ -305,3 +305,12 @@ def test_a_signal_finishes_the_step_saves_and_exits_75(tmp_path: Path, signum: s
     assert err == ""
     assert small.checkpoint_steps(tmp_path / "run") == [status["step"]]
     assert small.metrics(tmp_path / "run")[-1]["step"] == status["step"]
+
+
+@pytest.mark.slow
+def test_the_crash_test_with_two_kills(tmp_path: Path):
+    script = Path(__file__).parent.parent / "scripts" / "crash_test.py"
+    command = [sys.executable, str(script), "--kills", "2", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing lost: both runs are the same to the bit; 2 kills" in done.stdout
