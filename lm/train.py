@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 import time
@@ -119,6 +120,7 @@ def random_key(seed: int, purpose: int, step: int | Array = 0) -> Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
 
 
+@functools.lru_cache(maxsize=4)  # tracing a deep model takes seconds, and three places of a start ask for it
 def abstract_params(model: Transformer, mesh: Mesh) -> tuple[Any, Any]:
     """Shapes and dtypes of the parameters, and their shardings."""
     boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
@@ -400,10 +402,14 @@ def check_resumable(run: RunDirectory, program: Program, fingerprint: str) -> in
     if not run.checkpoints.exists():
         return 0
     with contextlib.closing(Checkpoints.read_only(run.checkpoints)) as checkpoints:
-        return _checked_latest(checkpoints, program, fingerprint) or 0
+        latest = _latest(checkpoints, fingerprint)
+        if latest is None:
+            return 0
+        checkpoints.compare(latest, program.target)
+        return latest
 
 
-def _checked_latest(checkpoints: Checkpoints, program: Program, fingerprint: str) -> int | None:
+def _latest(checkpoints: Checkpoints, fingerprint: str) -> int | None:
     latest = checkpoints.latest()
     if latest is not None:
         trained_with = checkpoints.restore_extra(latest)["tokenizer"]
@@ -412,12 +418,11 @@ def _checked_latest(checkpoints: Checkpoints, program: Program, fingerprint: str
             f"the checkpoint was trained with tokenizer {trained_with}, the data has {fingerprint};"
             " use the dataset the run was started with",
         )
-        checkpoints.compare(latest, program.target)
     return latest
 
 
 def _restore_or_init(checkpoints: Checkpoints, program: Program, fingerprint: str) -> tuple[TrainState, Progress]:
-    latest = _checked_latest(checkpoints, program, fingerprint)
+    latest = _latest(checkpoints, fingerprint)
     if latest is None:
         return program.init(), Progress()
     progress = Progress(**checkpoints.restore_extra(latest)["progress"])
