@@ -20,12 +20,16 @@ from typing import IO, Any
 from lm.errors import UserError, check
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers", "tensorflow-datasets")
+BEGUN = {"log.txt", "environment.json", "dataset.json", "tokenizer"}  # written before config.json makes it a run
 STATES = ("running", "finished", "preempted", "failed")
+
+
+_TEMPORARY = ".writing-"
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader finds the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
 
@@ -42,8 +46,9 @@ class RunDirectory:
         """Raises UserError if a new run can't be made in `path`; writes nothing."""
         if path.exists():
             check(path.is_dir(), f"{path} is a file; choose another folder with --run")
+            written = {entry.name for entry in path.iterdir() if not entry.name.startswith(_TEMPORARY)}
             check(
-                not any(path.iterdir()),
+                written <= BEGUN,
                 f"{path} is not empty; resume it with `lm train --resume {path}`, or choose another folder with --run",
             )
         parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())

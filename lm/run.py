@@ -126,12 +126,13 @@ def start(
     run = RunDirectory.create(path)
     run.lock()
     try:
-        run.write("config.json", configs.to_dict(experiment))
         run.write("environment.json", environment())
         run.write(
             "dataset.json", {"folder": str(dataset.folder.absolute()), "fingerprint": dataset.manifest.fingerprint}
         )
         dataset.tokenizer.save(run.tokenizer)
+        # Last, as it makes the folder a run: killed before, it can be started again, killed after, resumed.
+        run.write("config.json", configs.to_dict(experiment))
         return _fit(run, parts, reporter, stop_at)
     finally:
         run.unlock()

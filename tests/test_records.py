@@ -95,8 +95,13 @@ def test_new_runs_want_a_new_folder(tmp_path: Path):
     RunDirectory.check_new(tmp_path / "a" / "b" / "c")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
     run = RunDirectory.create(tmp_path / "a" / "b")
+    RunDirectory.check_new(run.path)  # killed as it began: it can begin again
+    (run.path / ".writing-123-config.json").touch()
+    RunDirectory.create(run.path)
+    run.write("config.json", {})
     with pytest.raises(UserError, match="is not empty; resume it"):
         RunDirectory.create(run.path)
+    (run.path / "config.json").unlink()
     with pytest.raises(UserError, match=r"has no config\.json"):
         RunDirectory.open(run.path)
 

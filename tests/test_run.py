@@ -97,6 +97,26 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path):
     small.assert_same_run(tmp_path / "straight", tmp_path / "killed")
 
 
+@pytest.mark.parametrize("last", ["environment.json", "dataset.json", "config.json", "status.json"])
+def test_a_run_killed_as_it_began_is_started_again_or_resumed(tmp_path: Path, monkeypatch, last: str):
+    settings = small.experiment(tmp_path)
+    write = RunDirectory.write
+
+    def kill(self: RunDirectory, name: str, value: object) -> None:
+        if name == last:
+            raise KeyboardInterrupt
+        write(self, name, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "write", kill)
+        with pytest.raises(KeyboardInterrupt):
+            small.start(settings, tmp_path / "run")
+    if last == "status.json":
+        assert small.resume(tmp_path / "run", stop_at=1).state == "preempted"
+    else:
+        assert small.start(settings, tmp_path / "run", stop_at=1).state == "preempted"
+
+
 def test_a_checkpoint_that_was_being_written_is_passed_over_and_removed(tmp_path: Path):
     settings = small.experiment(tmp_path)
     small.start(settings, tmp_path / "straight")
