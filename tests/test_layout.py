@@ -122,7 +122,7 @@ def test_the_document_says_the_same():
 
 
 # The parser of overrides, and what a run writes down of its surroundings.
-ALLOWED = {"lm.config": {"tyro.cli"}, "lm.records": {"os.environ"}}
+ALLOWED = {"lm.config": {"tyro.cli"}, "lm.records": {"os.environ", "sys.argv"}}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if LEVELS.get(room(name), 8) < 8 and name != "lm"])

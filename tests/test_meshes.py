@@ -28,7 +28,7 @@ OPTIM = OptimConfig(peak_lr=1e-2, warmup=5)
 
 # GPT-2's kind on a stream, its 61 ids on no device's border; LLaMA's kind on packed documents, its two key/value heads
 # on four tensor devices, its loss in chunks that do not divide the length.
-STREAM = (tiny.config(vocab_size=61, attention="blocked"), CausalLM())
+STREAM = (tiny.config(vocab_size=61), CausalLM())
 PACKED = (
     tiny.config(
         positions="rope",
@@ -39,6 +39,7 @@ PACKED = (
         n_kv_heads=2,
         qk_norm=True,
         unroll=1,
+        attention="blocked",
     ),
     CausalLM(loss_chunk=5, z_loss=1e-3),
 )

@@ -158,7 +158,7 @@ def test_a_packed_document_gives_the_logits_it_gives_alone(implementation, posit
 @pytest.mark.parametrize(
     ("rate", "settings"),
     [
-        (0.0, [{"unroll": 1}, {"remat": "dots"}, {"remat": "full"}]),
+        (0.0, [{"unroll": 1, "remat": "dots"}, {"unroll": 1}, {"remat": "dots"}, {"remat": "full"}]),
         (0.1, [{"unroll": 1, "remat": "full"}]),
     ],
 )

@@ -12,7 +12,6 @@ GOLDEN = Path(__file__).parent / "golden" / "gpt2.npz"
 
 def main() -> None:
     """Logits of the first batch (float32), the losses of the run, and a sum that tells whether weights are the same."""
-    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     weights = draw(gpt2_shapes())
     model = torch_models.gpt2(weights)

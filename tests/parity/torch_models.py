@@ -20,6 +20,8 @@ from hugging_face import (
     learning_rate,
 )
 
+torch.set_num_threads(1)  # small matrices, and other tests beside
+
 
 def gpt2(weights: Weights | None = None) -> torch.nn.Module:
     """`GPT2LMHeadModel` without dropout, with these weights or drawn ones."""
