@@ -28,10 +28,10 @@ from lm.data.manifest import load_manifest
 from lm.data.prepare import prepare as prepare_dataset
 from lm.errors import UserError, check
 from lm.generate import Generator, SamplingConfig
+from lm.loop import Outcome, TrainingHaltedError
 from lm.plots import plot_losses
 from lm.records import RunDirectory
 from lm.sharding import MeshConfig, make_mesh, peak_flops
-from lm.train import Outcome, TrainingHaltedError
 
 DONE, FAILED, PREEMPTED = 0, 1, 75
 RunArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]

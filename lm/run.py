@@ -22,12 +22,13 @@ from lm.data.prepare import Progress, prepare
 from lm.data.store import DatasetStore
 from lm.errors import check
 from lm.evaluate import baselines, evaluate, make_eval_step
+from lm.loop import Feed, Outcome, Reporter, check_resumable, fit
 from lm.models.transformer import Transformer
 from lm.optim import make_optimizer, make_schedule
 from lm.records import RunDirectory, differences, environment
 from lm.sharding import MeshConfig, check_batch, make_mesh
 from lm.text.tokenizer import Tokenizer, check_tokenizer_config, is_trained, load_tokenizer, train_tokenizer
-from lm.train import Feed, Outcome, Program, Reporter, abstract_params, check_resumable, fit, make_program
+from lm.train import Program, abstract_params, make_program
 
 # Settings that a resumed run may change: where and how it runs, never what it computes.
 FREE_ON_RESUME = (

@@ -17,12 +17,13 @@ from lm import run as runs
 from lm import tree
 from lm.config import Experiment
 from lm.data.config import DataConfig
+from lm.loop import Outcome
 from lm.models.transformer import ModelConfig
 from lm.optim import OptimConfig
 from lm.records import RunDirectory
 from lm.sharding import MeshConfig
 from lm.text.tokenizer import TokenizerConfig
-from lm.train import Outcome, TrainConfig
+from lm.train import TrainConfig
 
 # What says how long something took; all else of a record is the same in every run.
 TIMINGS = (

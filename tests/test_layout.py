@@ -27,6 +27,7 @@ LEVELS = {
     "lm.tasks": 4,
     "lm.evaluate": 5,
     "lm.train": 5,
+    "lm.loop": 5,
     "lm.config": 6,
     "lm.run": 7,
     "lm.console": 7,

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import small_runs as small
 
+from lm import loop as training
 from lm import run as runs
-from lm import train as training
 from lm.errors import UserError
+from lm.loop import StopSignals
 from lm.records import RunDirectory
-from lm.train import StopSignals, TrainConfig
+from lm.train import TrainConfig
 
 
 @pytest.fixture(autouse=True, scope="module")

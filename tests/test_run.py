@@ -19,9 +19,9 @@ from lm import config as configs
 from lm import run as runs
 from lm.config import Experiment
 from lm.errors import UserError
+from lm.loop import TrainingHaltedError
 from lm.records import RunDirectory
 from lm.sharding import MeshConfig, make_mesh
-from lm.train import TrainingHaltedError
 
 
 @pytest.fixture(autouse=True, scope="module")

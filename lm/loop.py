@@ -1,0 +1,398 @@
+"""The loop around the train step: data in, records out, evaluation and checkpoints when due, and how it stops."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+
+from lm import metrics
+from lm.checkpoint import Checkpoints
+from lm.errors import check
+from lm.evaluate import evaluate, to_devices
+from lm.models.transformer import Transformer, flops_per_token
+from lm.records import MetricWriter, RunDirectory
+from lm.sharding import peak_flops
+from lm.train import Program, TrainConfig, TrainState
+
+Array = jax.Array
+Batch = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A run's data, as functions of the step."""
+
+    train: Callable[[int], Iterator[Batch]]
+    """Batches from a step on, without end."""
+    documents: Callable[[int], list[list[str]]]
+    """The documents in each row of a step's batch."""
+    seq_len: int
+    validation: Callable[[], Iterable[Batch]] | None = None
+    """The validation batches, or None when there is no such split."""
+    validation_batches: int = 0
+    tokens_per_byte: float | None = None
+    """Of the validation split."""
+
+
+class Reporter(Protocol):
+    """What shows a run to a person. Every method may do nothing."""
+
+    def start(self, step: int, total: int) -> None:
+        """Training begins at `step` of `total`."""
+
+    def train(self, record: dict[str, Any]) -> None:
+        """A training record."""
+
+    def evaluating(self, done: int, total: int) -> None:
+        """`done` of `total` batches of an evaluation."""
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """A validation record."""
+
+    def message(self, text: str) -> None:
+        """A line to keep."""
+
+    def close(self) -> None:
+        """The end, good or bad."""
+
+
+class TrainingHaltedError(Exception):
+    """A loss or gradient was not finite and `train.non_finite` is `halt`."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds besides arrays."""
+
+    seconds: float = 0.0
+    """Time spent training so far, over all sessions."""
+    best_step: int | None = None
+    best_loss: float | None = None
+    stale: int = 0
+    """Evaluations since the best."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `fit` ended."""
+
+    state: Literal["finished", "preempted"]
+    step: int
+    reason: str
+    validation: dict[str, float] | None = field(default=None)
+
+
+class StopSignals:
+    """While entered, SIGTERM and the first Ctrl-C ask for a stop instead of ending the process."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    def __enter__(self) -> "StopSignals":
+        def handle(number: int, _: Any) -> None:
+            if self.received is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.received = signal.Signals(number).name
+
+        self._previous = {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):  # not the main thread: whoever runs us there handles signals
+                self._previous[number] = signal.signal(number, handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
+
+def fit(
+    run: RunDirectory,
+    model: Transformer,
+    program: Program,
+    feed: Feed,
+    config: TrainConfig,
+    total_steps: int,
+    *,
+    reporter: Reporter,
+    fingerprint: str,
+    stop_at: int | None = None,
+) -> Outcome:
+    """Trains from the last checkpoint, or from the start, to `total_steps`.
+
+    The order within a step is: train, log, evaluate, save, and only then look for a request to stop; so whatever was
+    due at a step is done before the run can end there, and a resumed run owes nothing.
+
+    Args:
+      run: the run directory, locked.
+      model: the Transformer, for its FLOP count.
+      program: its compiled parts.
+      feed: the data.
+      config: lengths and intervals.
+      total_steps: where the run ends.
+      reporter: what shows progress.
+      fingerprint: of the tokenizer; a checkpoint with another one is refused.
+      stop_at: stop after this step as if a SIGTERM had come.
+
+    Raises:
+      TrainingHaltedError: something was not finite.
+      UserError: the checkpoint is of another model.
+    """
+    with StopSignals() as signals, jax.set_mesh(program.mesh), contextlib.ExitStack() as resources:
+        checkpoints = Checkpoints(run.checkpoints, keep=config.keep)
+        resources.callback(checkpoints.close)
+        state, progress = _restore_or_init(checkpoints, program, fingerprint)
+        first = int(state.step)
+        writer = MetricWriter(run, first)
+        resources.callback(writer.close)
+        resources.callback(reporter.close)
+        reporter.start(first, total_steps)
+        batches = feed.train(first)
+        resources.callback(getattr(batches, "close", lambda: None))
+        loop = _Loop(
+            run, model, program, feed, config, total_steps, reporter, fingerprint, checkpoints, writer, progress
+        )
+        return loop.run(state, batches, signals, stop_at)
+
+
+def check_resumable(run: RunDirectory, program: Program, fingerprint: str) -> int:
+    """The step from which `fit` would continue; writes nothing.
+
+    Raises:
+      UserError: the last checkpoint is of another model or tokenizer.
+    """
+    if not run.checkpoints.exists():
+        return 0
+    with contextlib.closing(Checkpoints.read_only(run.checkpoints)) as checkpoints:
+        latest = _latest(checkpoints, fingerprint)
+        if latest is None:
+            return 0
+        checkpoints.compare(latest, program.target)
+        return latest
+
+
+def _latest(checkpoints: Checkpoints, fingerprint: str) -> int | None:
+    latest = checkpoints.latest()
+    if latest is not None:
+        trained_with = checkpoints.restore_extra(latest)["tokenizer"]
+        check(
+            trained_with == fingerprint,
+            f"the checkpoint was trained with tokenizer {trained_with}, the data has {fingerprint};"
+            " use the dataset the run was started with",
+        )
+    return latest
+
+
+def _restore_or_init(checkpoints: Checkpoints, program: Program, fingerprint: str) -> tuple[TrainState, Progress]:
+    latest = _latest(checkpoints, fingerprint)
+    if latest is None:
+        return program.init(), Progress()
+    progress = Progress(**checkpoints.restore_extra(latest)["progress"])
+    return checkpoints.restore(latest, program.target), progress
+
+
+@dataclass
+class _Loop:
+    """The state of the loop that is not the model's."""
+
+    run_directory: RunDirectory
+    model: Transformer
+    program: Program
+    feed: Feed
+    config: TrainConfig
+    total: int
+    reporter: Reporter
+    fingerprint: str
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    progress: Progress
+    saved: int | None = None
+    validation: dict[str, float] | None = None
+
+    def run(self, state: TrainState, batches: Iterator[Batch], signals: StopSignals, stop_at: int | None) -> Outcome:
+        config = self.config
+        step = first = int(state.step)
+        self.saved = first if first else None
+        clock = _Clock(self.progress.seconds)
+        waiting: tuple[int, dict[str, Array]] | None = None
+        while step < self.total and not self.out_of_patience():
+            batch = to_devices(clock.wait_for(batches), self.program.mesh)
+            state, report = self.program.train_step(state, batch)
+            step += 1
+            # The report of the step before: reading this one now would make the device wait for the host.
+            self.read(waiting, clock)
+            waiting = (step, report)
+
+            last = step == self.total
+            stop = signals.received is not None or step == stop_at
+            evaluate_now = self.feed.validation is not None and (last or _due(step, config.eval_every))
+            save_now = last or stop or _due(step, config.save_every)
+            if evaluate_now or save_now:
+                self.read(waiting, clock)
+                waiting = None
+            if evaluate_now:
+                save_now = self.evaluate(step, state, clock) or save_now
+                if self.out_of_patience():
+                    last = save_now = True
+            if save_now:
+                self.save(step, state, clock)
+            if last:
+                break
+            if stop:  # a signal since then is served after the next step, whose report will have been read
+                self.checkpoints.wait()
+                return Outcome("preempted", step, signals.received or f"asked to stop at step {step}", self.validation)
+        self.checkpoints.wait()
+        patience = f"no better validation loss in {config.patience} evaluations"
+        return Outcome("finished", step, patience if self.out_of_patience() else "all steps done", self.validation)
+
+    def out_of_patience(self) -> bool:
+        """Whether the run ends early: also asked of a restored run, which may have been killed just after its end."""
+        return self.config.patience is not None and self.progress.stale >= self.config.patience
+
+    def read(self, waiting: tuple[int, dict[str, Array]] | None, clock: "_Clock") -> None:
+        """Reads a step's report back, logs it when due, and halts on what is not finite."""
+        if waiting is None:
+            return
+        step, report = waiting
+        values = {name: float(value) for name, value in jax.device_get(report).items()}
+        clock.step_done()
+        tokens_per_step = self.config.batch_size * self.feed.seq_len
+        if not values["finite"] and self.config.non_finite == "halt":
+            self.halt(step, values)
+        if step % self.config.log_every and step != self.total:
+            return
+        seconds, waited, steps = clock.take()
+        speed = tokens_per_step * steps / seconds
+        flops = speed * flops_per_token(self.model.config, self.feed.seq_len)
+        peak = peak_flops(self.program.mesh.devices.flat[0])
+        record = {
+            "step": step,
+            "split": "train",
+            "tokens": step * tokens_per_step,
+            "seconds": round(clock.total, 3),
+            **metrics.summarise(values),
+            "objective": values["objective"] / values["weight"] if values["weight"] else math.nan,
+            "learning_rate": values["learning_rate"],
+            "grad_norm": values["grad_norm"],
+            "param_norm": values["param_norm"],
+            "skipped": int(values["skipped"]),
+            "tokens_per_second": round(speed, 1),
+            "step_seconds": round(seconds / steps, 5),
+            "data_wait_seconds": round(waited / steps, 5),
+            "model_flops_per_second": flops,
+        }
+        if peak is not None:
+            record["mfu"] = flops / (peak * self.program.mesh.size)
+        self.writer.write(record)
+        self.reporter.train(record)
+
+    def halt(self, step: int, values: dict[str, float]) -> None:
+        """Stops at a step that was not applied."""
+        self.checkpoints.wait()
+        documents = sorted({key for row in self.feed.documents(step - 1) for key in row})
+        shown = ", ".join(documents[:5]) + (f" and {len(documents) - 5} more" if len(documents) > 5 else "")
+        latest = self.checkpoints.latest()
+        raise TrainingHaltedError(
+            f"step {step}: loss sum {values['objective']}, gradient norm {values['grad_norm']}; the update was not"
+            f" applied. Documents in its batch: {shown}. Last good checkpoint:"
+            f" {'none' if latest is None else f'step {latest}'}. Lower optim.peak_lr, look at these documents, or set"
+            " train.non_finite to skip."
+        )
+
+    def evaluate(self, step: int, state: TrainState, clock: "_Clock") -> bool:
+        """Evaluates, logs and returns whether this is the best so far."""
+        assert self.feed.validation is not None
+        started = time.monotonic()
+        params = state.params if state.ema is None else state.ema
+        total = self.feed.validation_batches
+        result = evaluate(
+            self.program.eval_step,
+            params,
+            self.feed.validation(),
+            self.program.mesh,
+            tokens_per_byte=self.feed.tokens_per_byte,
+            on_batch=lambda done: self.reporter.evaluating(done, total),
+        )
+        took = time.monotonic() - started
+        clock.leave_out(took)
+        tokens_seen = step * self.config.batch_size * self.feed.seq_len
+        scored = result.pop("tokens")
+        record = {
+            "step": step,
+            "split": "validation",
+            "tokens": tokens_seen,
+            "seconds": round(clock.total, 3),
+            **result,
+            "scored_tokens": int(scored),
+            "evaluation_seconds": round(took, 3),
+        }
+        self.writer.write(record)
+        self.reporter.evaluated(record)
+        self.validation = result
+        best = self.progress.best_loss
+        better = math.isfinite(result["loss"]) and (best is None or result["loss"] < best)
+        if better:
+            self.progress.best_step, self.progress.best_loss, self.progress.stale = step, result["loss"], 0
+        else:
+            self.progress.stale += 1
+        return better
+
+    def save(self, step: int, state: TrainState, clock: "_Clock") -> None:
+        """Starts a checkpoint, once a step."""
+        if self.saved == step:
+            return
+        self.progress.seconds = clock.total
+        extra = {
+            "examples": step * self.config.batch_size,
+            "tokenizer": self.fingerprint,
+            "progress": dataclasses.asdict(self.progress),
+        }
+        self.checkpoints.save(step, state, extra, best=self.progress.best_step)
+        self.saved = step
+        if self.progress.best_step is not None:
+            best = {"step": self.progress.best_step, "loss": self.progress.best_loss}
+            self.run_directory.write("best.json", best)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+class _Clock:
+    """Time spent training, without evaluation; time spent waiting for data."""
+
+    def __init__(self, already: float):
+        self._origin = time.monotonic() - already
+        self._mark = time.monotonic()
+        self._waited = 0.0
+        self._steps = 0
+
+    @property
+    def total(self) -> float:
+        return time.monotonic() - self._origin
+
+    def wait_for(self, batches: Iterator[Batch]) -> Batch:
+        started = time.monotonic()
+        batch = next(batches)
+        self._waited += time.monotonic() - started
+        return batch
+
+    def step_done(self) -> None:
+        self._steps += 1
+
+    def leave_out(self, seconds: float) -> None:
+        self._origin += seconds
+        self._mark += seconds
+
+    def take(self) -> tuple[float, float, int]:
+        """Seconds, seconds waited and steps since the last call."""
+        now = time.monotonic()
+        taken = max(now - self._mark, 1e-9), self._waited, max(self._steps, 1)
+        self._mark, self._waited, self._steps = now, 0.0, 0
+        return taken
