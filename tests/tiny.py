@@ -1,5 +1,6 @@
 """Small models and batches that several tests share."""
 
+import functools
 import itertools
 from typing import Any
 
@@ -42,8 +43,14 @@ def build(model_config: ModelConfig, seed: int = 0) -> tuple[Transformer, Any]:
 
 def init(model_config: ModelConfig, seed: int = 0) -> Any:
     """Initial parameters as a run has them."""
+    return _compiled_init(model_config)(seed)
+
+
+@functools.cache
+def _compiled_init(model_config: ModelConfig):
     model = Transformer(model_config)
-    return jax.jit(lambda: nn.unbox(model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]))()
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return jax.jit(lambda seed: nn.unbox(model.init(jax.random.key(seed), tokens)["params"]))
 
 
 def perturbed(params: Any, seed: int = 0, scale: float = 0.2) -> Any:
