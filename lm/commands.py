@@ -326,9 +326,12 @@ def generate(arguments: list[str]) -> int:
             _show(console, f"--- {number} of {len(results)}")
             _show(console, text + (result.text or ""))
     settings = dataclasses.asdict(asked.sampling)
-    with (asked.run / "samples.jsonl").open("a", encoding="utf-8") as file:
-        for line in lines:
-            file.write(json.dumps({"step": trained.step, **line, "sampling": settings}, ensure_ascii=False) + "\n")
+    try:
+        with (asked.run / "samples.jsonl").open("a", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps({"step": trained.step, **line, "sampling": settings}, ensure_ascii=False) + "\n")
+    except OSError as error:  # somebody else's run: the samples were shown, they are just not kept
+        logging.getLogger(__name__).warning("samples were not added to %s: %s", asked.run, error.strerror)
     return DONE
 
 
