@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import metrics
 from lm.models.transformer import Transformer
-from lm.sharding import batch_sharding
+from lm.sharding import batch_sharding, compiler_options
 from lm.tasks.causal_lm import CausalLM
 
 EvalStep = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
@@ -32,6 +32,7 @@ def make_eval_step(model: Transformer, task: CausalLM, mesh: Mesh, param_shardin
         step,
         in_shardings=(param_shardings, batch_sharding(mesh)),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
+        compiler_options=compiler_options(mesh),
     )
 
 

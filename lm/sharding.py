@@ -97,6 +97,13 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, dict(mesh.shape)))
 
 
+def is_split(name: str) -> bool:
+    """Whether the current mesh (`jax.set_mesh`) spreads a logical axis over more than one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = RULES[name]
+    return not mesh.empty and any(mesh.shape[axis] > 1 for axis in ((axes,) if isinstance(axes, str) else axes))
+
+
 def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
     """Shardings of a parameter tree, from the logical names its (abstract) leaves carry as `nn.Partitioned` boxes."""
 
@@ -165,3 +172,11 @@ def peak_flops(device: jax.Device) -> float | None:
         if device.device_kind.startswith(kind):
             return PEAK_FLOPS[kind]
     return None
+
+
+def compiler_options(mesh: Mesh) -> dict[str, int]:
+    """XLA options for the programs that train and evaluate, by the kind of device."""
+    if mesh.devices.flat[0].platform == "cpu":
+        # XLA keeps to half of AVX-512 by default; element-wise work gains from all of it. Ignored by lesser CPUs.
+        return {"xla_cpu_prefer_vector_width": 512}
+    return {}

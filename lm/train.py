@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm.errors import check
 from lm.evaluate import make_eval_step
 from lm.models.transformer import Transformer
-from lm.sharding import batch_sharding, parameter_shardings, shardings_like
+from lm.sharding import batch_sharding, compiler_options, parameter_shardings, shardings_like
 from lm.tasks.causal_lm import CausalLM
 
 Array = jax.Array
@@ -240,6 +240,7 @@ def make_program(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, whole),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
     return Program(
         mesh=mesh,

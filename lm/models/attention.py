@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lm.models.layers import Dense, Initializer, Norm, rotate
+from lm.models.layers import Dense, Initializer, Norm, project_together, rotate
 from lm.sharding import constrain
 
 Array = jax.Array
@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 # Queries are cut into this many blocks, each against the keys up to its own end: the upper triangle that a full
 # product would compute and throw away shrinks from 1/2 to 1/8 of the work.
 QUERY_BLOCKS = 4
+
+# Added to a score that must not count: far below any score, and finite, so that a row of nothing else is not NaN.
+MASKED = -1e30
 
 
 def attention_mask(
@@ -138,14 +141,16 @@ def _attend(
     """`softmax_attention` with heads first: `[B, K, G, T, H]` and `[B, K, S, H]` twice to `[B, K, G, T, H]`."""
     B, K, G, T, H = query.shape
     S = key.shape[2]
+    # Scaling queries, [T, H], is less work than scaling scores, [T, S].
+    query = (query.astype(jnp.float32) / math.sqrt(H)).astype(query.dtype)
     # The queries of all heads that share a key head are rows of one matrix.
     rows = query.reshape(B, K, G * T, H)
-    scores = jnp.einsum("BKRH,BKSH->BKRS", rows, key, preferred_element_type=jnp.float32)
-    scores = scores.reshape(B, K, G, T, S) / math.sqrt(H)
+    scores = jnp.einsum("BKRH,BKSH->BKRS", rows, key, preferred_element_type=jnp.float32).reshape(B, K, G, T, S)
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+        # Added, not selected: the gradient then needs no mask, as weights of exactly 0 pass none on.
+        scores = scores + jnp.where(mask, 0.0, MASKED)[:, None, None]
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     if dropout_rate > 0.0 and dropout_key is not None:
@@ -318,9 +323,12 @@ class Attention(nn.Module):
             features, axes = (heads, self.head_dim), ("embed", axis, "head_dim")
             return Dense(features, axes, self.use_bias, self.kernel_init, self.dtype, self.param_dtype, name=name)
 
-        query = project("query", self.n_heads, "heads")(x)
-        key = project("key", self.n_kv_heads, "kv")(x)
-        value = project("value", self.n_kv_heads, "kv")(x)
+        query, key, value = project_together(
+            x,
+            project("query", self.n_heads, "heads"),
+            project("key", self.n_kv_heads, "kv"),
+            project("value", self.n_kv_heads, "kv"),
+        )
         if self.qk_norm:
             norm = functools.partial(Norm, "rmsnorm", self.norm_epsilon, False, self.dtype, self.param_dtype)
             query, key = norm(name="query_norm")(query), norm(name="key_norm")(key)

@@ -5,6 +5,7 @@ submodule of its own: an added parameter then leaves the random keys, and so the
 Axis letters are explained once, in `lm.models.attention`.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lm.sharding import constrain
+from lm.sharding import constrain, is_split
 
 Array = jax.Array
 Initializer = Callable[..., Any]
@@ -50,18 +51,41 @@ class Dense(nn.Module):
     n_in: int = 1
 
     @nn.compact
+    def weights(self, in_shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+        """The kernel as a matrix `[in, out]` and the bias `[out]`, in the compute dtype."""
+        init = partitioned(self.kernel_init, self.axes)
+        kernel = self.param("kernel", init, (*in_shape, *self.features), self.param_dtype).astype(self.dtype)
+        bias = None
+        if self.use_bias:
+            init = partitioned(nn.initializers.zeros, self.axes[self.n_in :])
+            bias = self.param("bias", init, self.features, self.param_dtype).astype(self.dtype).reshape(-1)
+        return kernel.reshape(math.prod(in_shape), math.prod(self.features)), bias
+
     def __call__(self, x: Array) -> Array:
         """`[..., *in]` to `[..., *features]`."""
         lead, in_shape = x.shape[: -self.n_in], x.shape[-self.n_in :]
-        init = partitioned(self.kernel_init, self.axes)
-        kernel = self.param("kernel", init, (*in_shape, *self.features), self.param_dtype).astype(self.dtype)
-        rows = x.astype(self.dtype).reshape(math.prod(lead), math.prod(in_shape))
-        y = rows @ kernel.reshape(math.prod(in_shape), math.prod(self.features))
-        if self.use_bias:
-            init = partitioned(nn.initializers.zeros, self.axes[self.n_in :])
-            bias = self.param("bias", init, self.features, self.param_dtype)
-            y = y + bias.astype(self.dtype).reshape(-1)
+        kernel, bias = self.weights(in_shape)
+        y = x.astype(self.dtype).reshape(math.prod(lead), math.prod(in_shape)) @ kernel
+        if bias is not None:
+            y = y + bias
         return y.reshape(*lead, *self.features)
+
+
+def project_together(x: Array, *projections: Dense) -> list[Array]:
+    """`[projection(x) for projection in projections]` as one matrix product, which is faster than several.
+
+    Where features are split over devices the products stay apart: joining split matrices would move them around.
+    """
+    if is_split("heads"):
+        return [projection(x) for projection in projections]
+    kernels, biases = zip(*(projection.weights(x.shape[-1:]) for projection in projections))
+    first = projections[0]
+    y = x.astype(first.dtype).reshape(-1, x.shape[-1]) @ jnp.concatenate(kernels, axis=1)
+    if first.use_bias:
+        y = y + jnp.concatenate(biases)
+    ends = itertools.accumulate(kernel.shape[1] for kernel in kernels)
+    parts = jnp.split(y, list(ends)[:-1], axis=1)
+    return [part.reshape(*x.shape[:-1], *projection.features) for part, projection in zip(parts, projections)]
 
 
 class Norm(nn.Module):
