@@ -4,7 +4,7 @@ r"""A small LLaMA-like model on the Penn Treebank, whose files are one sentence 
 
 reads data/ptb/ptb.{train,valid,test}.txt below the working directory. Where they lie elsewhere:
 
-    D=../shared/data/ptb
+    D=path/to/ptb
     lm train configs/ptb_small.py --data.source text:$D/ptb.train.txt \
         --data.validation-source text:$D/ptb.valid.txt --data.test-source text:$D/ptb.test.txt
 
