@@ -119,16 +119,16 @@ class Checkpoints:
         """
         self.compare(step, target)
         wanted = _as_dict(target)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    wanted,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                    partial_restore=True,
-                )
-            ),
-        )["state"]
+        arguments = ocp.args.PyTreeRestore(
+            wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+        )
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=arguments))["state"]
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"can't read checkpoint {step}: {reason}; delete its folder to go on from an earlier one"
+            ) from error
         by_path = dict(tree.path_leaves(restored))
         leaves = [by_path[path] for path, _ in tree.path_leaves(target)]
         return jax.tree.unflatten(jax.tree.structure(target), leaves)

@@ -1,6 +1,7 @@
 """The commands of `lm.cli`: read arguments, call the rooms, show what came out."""
 
 import dataclasses
+import io
 import json
 import logging
 import platform
@@ -52,7 +53,10 @@ def _console() -> Console:
     # What was compiled once is kept, so that a resumed run, or another like it, starts at once.
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "lm" / "xla"))
-    return Console(width=None if sys.stdout.isatty() else 200)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that can't show a character gets a question mark
+            stream.reconfigure(errors="replace")
+    return Console(width=None if sys.stdout.isatty() else 200, emoji=False)
 
 
 def _show(console: Console, text: str = "") -> None:
@@ -283,7 +287,7 @@ def generate(arguments: list[str]) -> int:
     """`lm generate RUN --prompt TEXT ... [options]`."""
     asked = configs.parse(GenerateArguments, None, arguments, prog="lm generate")
     check(not (asked.prompt and asked.prompt_ids), "give --prompt or --prompt-ids, not both")
-    console = _console()
+    _console()
     trained = runs.load(asked.run, runs.inference_mesh(), asked.checkpoint)
     tokenizer = trained.tokenizer
     if asked.prompt_ids:
@@ -323,8 +327,7 @@ def generate(arguments: list[str]) -> int:
         _write("\n")
     else:
         for number, (text, result) in enumerate(zip(texts, results), 1):
-            _show(console, f"--- {number} of {len(results)}")
-            _show(console, text + (result.text or ""))
+            _write(f"--- {number} of {len(results)}\n{text}{result.text or ''}\n")
     settings = dataclasses.asdict(asked.sampling)
     try:
         with (asked.run / "samples.jsonl").open("a", encoding="utf-8") as file:
@@ -350,11 +353,7 @@ def _parse_ids(text: str, vocab_size: int) -> list[int]:
     return ids
 
 
-EXTRAS = {
-    "torch": "parity tests",
-    "tensorflow": "TFRecord export",
-    "sentencepiece": "SentencePiece tokenizers",
-}
+EXTRAS = {"torch": "parity tests", "transformers": "parity tests"}
 REQUIRED = (
     "jax",
     "jaxlib",
@@ -365,8 +364,12 @@ REQUIRED = (
     "array-record",
     "tensorflow-datasets",
     "tokenizers",
+    "huggingface-hub",
     "tyro",
     "rich",
+    "tensorboardX",
+    "matplotlib",
+    "absl-py",
     "numpy",
 )
 

@@ -212,12 +212,14 @@ class _Loop:
     checkpoints: Checkpoints
     writer: MetricWriter
     progress: Progress
+    first: int = 0
     saved: int | None = None
     validation: dict[str, float] | None = None
 
     def run(self, state: TrainState, batches: Iterator[Batch], signals: StopSignals, stop_at: int | None) -> Outcome:
         config = self.config
         step = first = int(state.step)
+        self.first = first
         self.saved = first if first else None
         clock = _Clock(self.progress.seconds)
         waiting: tuple[int, dict[str, Array]] | None = None
@@ -261,11 +263,12 @@ class _Loop:
             return
         step, report = waiting
         values = {name: float(value) for name, value in jax.device_get(report).items()}
-        clock.step_done()
+        due = step % self.config.log_every == 0 or step == self.total
+        clock.step_done(restart=not due and step == self.first + 1)
         tokens_per_step = self.config.batch_size * self.feed.seq_len
         if not values["finite"] and self.config.non_finite == "halt":
             self.halt(step, values)
-        if step % self.config.log_every and step != self.total:
+        if not due:
             return
         seconds, waited, steps = clock.take()
         speed = tokens_per_step * steps / seconds
@@ -347,6 +350,7 @@ class _Loop:
         """Starts a checkpoint, once a step."""
         if self.saved == step:
             return
+        started = time.monotonic()
         self.progress.seconds = clock.total
         extra = {
             "examples": step * self.config.batch_size,
@@ -358,6 +362,7 @@ class _Loop:
         if self.progress.best_step is not None:
             best = {"step": self.progress.best_step, "loss": self.progress.best_loss}
             self.run_directory.write("best.json", best)
+        clock.leave_out(time.monotonic() - started)
 
 
 def _due(step: int, every: int) -> bool:
@@ -365,7 +370,7 @@ def _due(step: int, every: int) -> bool:
 
 
 class _Clock:
-    """Time spent training, without evaluation; time spent waiting for data."""
+    """Time spent training, without evaluating and saving; time spent waiting for data."""
 
     def __init__(self, already: float):
         self._origin = time.monotonic() - already
@@ -383,8 +388,11 @@ class _Clock:
         self._waited += time.monotonic() - started
         return batch
 
-    def step_done(self) -> None:
+    def step_done(self, restart: bool) -> None:
+        """Counts a step, or starts anew after it: the first one of a session compiles."""
         self._steps += 1
+        if restart:
+            self.take()
 
     def leave_out(self, seconds: float) -> None:
         self._origin += seconds

@@ -69,8 +69,9 @@ class OptimConfig:
     """Added to denominators (not for adafactor and lion). Adadelta's paper has 1e-6."""
     momentum: float = 0.9
     """Momentum of sgd; 0 is plain SGD."""
-    weight_decay: float = 0.1
-    """Each update also takes learning rate x weight_decay of a parameter off it (adamw, adafactor, lion, muon)."""
+    weight_decay: float | None = None
+    """Each update also takes learning rate x weight_decay of a parameter off it (adamw, adafactor, lion, muon);
+    None = 0.1 for these, and none for the other rules."""
     decay_everything: bool = False
     """Apply weight_decay, l1 and l2 to norms, biases and embeddings too, not to matrices only."""
     clip_norm: float = 1.0
@@ -90,6 +91,13 @@ class OptimConfig:
     sqrt(max(1, out / in)) instead, as Muon's author does (then peak_lr is near 0.02)."""
     muon_adam_lr_fraction: float = 1.0
     """Learning rate of muon's other parameters (embeddings, norms, biases, head; AdamW), as a fraction of peak_lr."""
+
+
+def decoupled_decay(config: OptimConfig) -> float:
+    """The weight decay in force."""
+    if config.weight_decay is None:
+        return 0.1 if config.optimizer in DECOUPLED else 0.0
+    return config.weight_decay
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
@@ -179,7 +187,7 @@ def decay_mask(config: OptimConfig, params: Any) -> Any:
 def _make_rule(
     config: OptimConfig, schedule: optax.Schedule, params: Any, decayed: Any
 ) -> optax.GradientTransformation:
-    b1, b2, eps, weight_decay = config.beta1, config.beta2, config.epsilon, config.weight_decay
+    b1, b2, eps, weight_decay = config.beta1, config.beta2, config.epsilon, decoupled_decay(config)
     match config.optimizer:
         case "adamw":
             return optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=decayed)
@@ -220,7 +228,7 @@ def _make_muon(
         schedule,
         ns_steps=config.muon_steps,
         beta=config.muon_momentum,
-        weight_decay=config.weight_decay,
+        weight_decay=decoupled_decay(config),
         weight_decay_mask=decayed,
         muon_weight_dimension_numbers=dimensions,
         consistent_rms=config.muon_rms or None,
@@ -230,7 +238,7 @@ def _make_muon(
         config.beta1,
         config.beta2,
         config.epsilon,
-        weight_decay=config.weight_decay,
+        weight_decay=decoupled_decay(config),
         mask=decayed,
     )
     return optax.partition({"muon": muon, "adam": adam}, labels)
@@ -306,13 +314,15 @@ def _check_optimizer(config: OptimConfig) -> None:
         _check_range(config, decay, 0, 1, open_end=True)
     for positive in ("epsilon", "muon_adam_lr_fraction"):
         _check_positive(config, positive)
-    for strength in ("weight_decay", "clip_norm", "l1", "l2", "muon_rms"):
+    for strength in ("clip_norm", "l1", "l2", "muon_rms"):
         _check_range(config, strength, 0, math.inf)
+    if config.weight_decay is not None:
+        _check_range(config, "weight_decay", 0, math.inf)
     check(config.muon_steps >= 1, f"muon_steps {config.muon_steps}: give at least 1 (5 is usual)")
     check(
-        name in DECOUPLED or config.weight_decay == 0,
-        f"weight_decay {config.weight_decay} with {name}: only {', '.join(DECOUPLED)} have it; set weight_decay to 0,"
-        " and l2 for a penalty",
+        name in DECOUPLED or not config.weight_decay,
+        f"weight_decay {config.weight_decay} with {name}: only {', '.join(DECOUPLED)} have it; leave it out, and set l2"
+        " for a penalty",
     )
     if config.moment_dtype == "bfloat16":
         # bfloat16 has 8 significant bits: a change by less than 1/256 of the value may be rounded away, every time.

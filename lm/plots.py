@@ -22,7 +22,8 @@ def plot_losses(records: Iterable[dict[str, Any]], path: Path) -> None:
     }
     for split, points in curves.items():
         tokens, losses = zip(*points)
-        axes.plot(tokens, losses, label=split, **styles.get(split, {}))
+        style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(points) < 10 else {}
+        axes.plot(tokens, losses, label=split, **(style | styles.get(split, {})))
     if "validation" in curves:
         tokens, losses = zip(*curves["validation"])
         axes.annotate(

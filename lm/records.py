@@ -117,14 +117,17 @@ class RunDirectory:
         """Writes one of the JSON files."""
         write_json(self.path / name, value)
 
-    def read(self, name: str) -> Any:
-        """Reads one of the JSON files.
+    def read(self, name: str, *keys: str) -> Any:
+        """Reads one of the JSON files, which is to be an object with these keys.
 
         Raises:
-          UserError: it is missing or not JSON.
+          UserError: it is missing, not JSON, or lacks a key.
         """
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+            if not isinstance(value, dict) or not all(key in value for key in keys):
+                raise ValueError(f"it is not an object with {', '.join(keys) or 'settings'}")
+            return value
         except (OSError, ValueError) as error:
             raise UserError(f"can't read {self.path / name}: {error}; the run directory is damaged") from error
 
@@ -135,7 +138,7 @@ class RunDirectory:
 
     def status(self) -> str | None:
         """The recorded state, or None before there is one."""
-        return self.read("status.json")["state"] if (self.path / "status.json").exists() else None
+        return self.read("status.json", "state")["state"] if (self.path / "status.json").exists() else None
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The lines of `metrics.jsonl`; a last line cut short by a crash is left out."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 
 from lm import config as configs
 from lm.checkpoint import Checkpoints
@@ -91,6 +92,8 @@ def check_experiment(experiment: Experiment) -> Mesh:
         experiment.train.patience is None or data.validation_source is not None or data.validation_fraction > 0,
         "train.patience needs a validation split; set data.validation_fraction or data.validation_source",
     )
+    check(data.workers >= 0, f"data.workers is {data.workers}; it must be 0 (threads) or more")
+    check(data.prefetch >= 1, f"data.prefetch is {data.prefetch}; it must be at least 1")
     check_tokenizer_config(tokenizer)
     ids = tokenizer.vocab_size if is_trained(tokenizer) else train_tokenizer(tokenizer, ()).vocab_size
     settled = model.with_vocabulary(ids)
@@ -124,6 +127,11 @@ def start(
     dataset = _prepare(experiment, progress)
     experiment = dataclasses.replace(experiment, model=experiment.model.with_vocabulary(dataset.tokenizer.vocab_size))
     parts = _Parts.build(experiment, dataset, mesh)
+    if parts.feed.validation is None:
+        reporter.message(
+            "no validation split, so nothing will be evaluated: no document fell into it; make more and smaller"
+            " documents (data.document paragraph or line), raise data.validation_fraction or set data.validation_source"
+        )
     run = RunDirectory.create(path)
     run.lock()
     try:
@@ -182,7 +190,7 @@ def check_changes(saved: Experiment, asked: Experiment) -> None:
     """Raises UserError if a resumed run was asked to compute something else."""
     for name, before, after in configs.changed(saved, asked):
         check(
-            name.startswith(FREE_ON_RESUME),
+            name in FREE_ON_RESUME or name.split(".")[0] + "." in FREE_ON_RESUME,
             f"{name} is {after!r} but the run was started with {before!r}; a resumed run keeps what it computes:"
             " leave it out, or start a new run",
         )
@@ -201,7 +209,7 @@ def _prepare(experiment: Experiment, progress: Progress | None) -> Dataset:
 
 def _dataset_of(run: RunDirectory, experiment: Experiment, progress: Progress | None) -> Dataset:
     """The dataset a run was started with, from its folder or prepared again."""
-    recorded = run.read("dataset.json")
+    recorded = run.read("dataset.json", "folder", "fingerprint")
     folder = Path(recorded["folder"])
     dataset = Dataset.open(folder) if folder.exists() else _prepare(experiment, progress)
     check(
@@ -340,11 +348,16 @@ def load(path: Path, mesh: Mesh, checkpoint: str = "best") -> Trained:
     experiment = load_experiment(run)
     model = Transformer(experiment.model)
     shapes, shardings = abstract_params(model, mesh)
-    target = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
+    averaged = experiment.train.ema_decay > 0
+
+    def stored(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, jnp.float32 if averaged else shape.dtype, sharding=sharding)
+
+    target = jax.tree.map(stored, shapes, shardings)
     checkpoints = Checkpoints.read_only(run.checkpoints)
     try:
         step = _choose_checkpoint(run, checkpoints, checkpoint)
-        name = "ema" if experiment.train.ema_decay > 0 else "params"
+        name = "ema" if averaged else "params"
         params = checkpoints.restore(step, {name: target})[name]
     finally:
         checkpoints.close()

@@ -50,7 +50,7 @@ class TrainConfig:
     eval_batches: int | None = None
     """At most so many validation batches; None = the whole split."""
     save_every: int = 100
-    """Steps between checkpoints, of which one is also written at the end; 0 = only then."""
+    """Steps between checkpoints; one is also written at the end and at every best validation loss; 0 = only then."""
     keep: int = 2
     """How many of the latest checkpoints to keep, besides the best by validation loss."""
     patience: int | None = None
@@ -70,7 +70,8 @@ class TrainConfig:
         )
         for name in ("steps", "tokens", "epochs", "patience"):
             value = getattr(self, name)
-            check(value is None or value > 0, f"train.{name} is {value}; it must be above 0, or None")
+            check(value is None or 0 < value < math.inf, f"train.{name} is {value}; it must be above 0, or None")
+        check(0 <= self.seed < 2**32, f"train.seed is {self.seed}; it must be from 0 to {2**32 - 1}")
         for name in ("batch_size", "accumulate", "log_every", "keep"):
             check(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("eval_every", "save_every"):
@@ -131,7 +132,8 @@ def make_init(model: Transformer, tx: optax.GradientTransformation, ema: bool, s
             params=params,
             opt_state=tx.init(params),
             # A copy: a donated state must not hold one buffer twice.
-            ema=jax.tree.map(jnp.copy, params) if ema else None,
+            # In float32: a slow average's steps are too small for bfloat16.
+            ema=jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params) if ema else None,
             skipped=jnp.zeros((), jnp.int32),
         )
 
@@ -168,18 +170,19 @@ def make_train_step(
 
         def add(total: Any, part: Any):
             index, rows = part
-            return jax.tree.map(jnp.add, total, loss_and_grad(params, rows, jax.random.fold_in(key, index))), None
+            new = loss_and_grad(params, rows, jax.random.fold_in(key, index))
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, new), None
 
         parts = jax.tree.map(part_rows, dict(batch))
         first = jax.eval_shape(lambda: loss_and_grad(params, jax.tree.map(lambda x: x[0], parts), key))
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), first)
         return jax.lax.scan(add, zero, (jnp.arange(config.accumulate), parts))[0]
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
         key = random_key(config.seed, DROPOUT, state.step)
         (objective, sums), grads = accumulated(state.params, batch, key)
         weight = jnp.where(sums["weight"] > 0, sums["weight"], 1.0)
-        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32) / weight, grads)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
 

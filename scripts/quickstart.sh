@@ -12,7 +12,9 @@ say() { printf '\n== %s\n' "$*"; }
 train() {
   local status=0
   "$lm" train "$@" || status=$?
-  [ $status -eq 0 ] || [ $status -eq 75 ] || exit $status
+  # A stop that the script asked for is part of the show; Ctrl-C and SIGTERM end the script too.
+  if [ $status -eq 75 ] && grep -q '"asked to stop' "$run/status.json"; then return; fi
+  [ $status -eq 0 ] || exit $status
 }
 
 if [ ! -f "$run/config.json" ]; then

@@ -117,7 +117,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no length": ([*TRAIN, "--train.steps", "None"], r"no length; set one of train\.steps, train\.tokens"),
     "two lengths": ([*TRAIN, "--train.epochs", "1"], r"train\.steps and train\.epochs are both set"),
     "sequence longer than the model's": ([*TRAIN, "--data.seq-len", "33"], r"seq_len 33 .*max_len 32; raise one or"),
-    "decay that the rule lacks": ([*TRAIN, "--optim.optimizer", "adam"], r"weight_decay 0\.1 with adam: .*set"),
+    "decay that the rule lacks": (
+        [*TRAIN, "--optim.optimizer", "adam", "--optim.weight-decay", "0.1"],
+        r"weight_decay 0\.1 with adam: .*set",
+    ),
     "warmup longer than the run": ([*TRAIN, "--optim.warmup", "7"], r"warmup of 7 steps.*run of 6"),
     "patience without validation": (
         [*TRAIN, "--train.patience", "1", "--data.validation-fraction", "0"],

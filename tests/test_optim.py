@@ -522,8 +522,11 @@ def test_bfloat16_parameters_have_float32_moments_and_updates(optimizer):
     ("changes", "words"),
     [
         ({"optimizer": "adamax"}, ("optimizer 'adamax'", "adamw, adam, sgd")),
-        ({"optimizer": "sgd"}, ("weight_decay 0.1 with sgd", "adamw, adafactor, lion, muon", "l2")),
-        ({"optimizer": "adam"}, ("weight_decay 0.1 with adam",)),
+        (
+            {"optimizer": "sgd", "weight_decay": 0.1},
+            ("weight_decay 0.1 with sgd", "adamw, adafactor, lion, muon", "l2"),
+        ),
+        ({"optimizer": "adam", "weight_decay": 0.1}, ("weight_decay 0.1 with adam",)),
         ({"beta1": 1.0}, ("beta1 1.0", "below 1")),
         ({"beta2": -0.1}, ("beta2 -0.1",)),
         ({"momentum": 1.5}, ("momentum 1.5",)),
