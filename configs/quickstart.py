@@ -31,5 +31,5 @@ def get_config() -> Experiment:
             qk_norm=True,
         ),
         optim=OptimConfig(optimizer="adamw", peak_lr=3e-3, schedule="cosine", warmup=0.05, final_lr_fraction=0.1),
-        train=TrainConfig(steps=700, batch_size=8, log_every=10, eval_every=100, eval_batches=30, save_every=100),
+        train=TrainConfig(steps=700, batch_size=8, log_every=10, eval_every=100, save_every=100),
     )

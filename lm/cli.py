@@ -1,6 +1,6 @@
 """The command line: finds the command, and turns mistakes into one line and an exit status.
 
-Heavy imports happen inside the commands, so that `lm -h` answers at once.
+`lm.commands`, with its heavy imports, is loaded only when a command runs, so that `lm -h` answers at once.
 """
 
 import importlib

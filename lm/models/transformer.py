@@ -1,4 +1,4 @@
-"""The one composable Transformer and its presets: GPT-2 and LLaMA are settings of the same blocks."""
+"""The one composable Transformer: GPT-2 and LLaMA (`lm.models.presets`) are settings of the same blocks."""
 
 import dataclasses
 import functools
