@@ -4,7 +4,7 @@
     lm train configs/quickstart.py      (the training alone)
 
 About 12 MB of source code, a byte-level BPE of 2,048 tokens trained on 4 MB of it, 2.2M parameters, 700 steps of 2,048
-tokens: about three minutes on two idle CPU cores, more on busy ones. Expect a validation perplexity near 29,
+tokens: about five minutes on two idle CPU cores, more on busy ones. Expect a validation perplexity near 29,
 which is 1.65 bits per byte; zlib at level 9 needs 1.94.
 """
 

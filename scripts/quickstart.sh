@@ -18,7 +18,7 @@ train() {
 }
 
 if [ ! -f "$run/config.json" ]; then
-  say "1. Train a small GPT on the Python standard library (about three minutes)"
+  say "1. Train a small GPT on the Python standard library (about five minutes)"
   train configs/quickstart.py --run "$run" --stop-at 600 "$@"
 fi
 if ! grep -q '"finished"' "$run/status.json" 2>/dev/null; then
