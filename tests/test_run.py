@@ -334,3 +334,14 @@ def test_the_crash_test_with_two_kills(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing lost: both runs are the same to the bit; 2 kills" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "value", "free"), [("attention", "xla", True), ("attention_dropout", 0.5, False)])
+def test_a_resume_frees_a_setting_and_not_those_whose_names_begin_alike(name, value, free):
+    saved = Experiment()
+    asked = dataclasses.replace(saved, model=dataclasses.replace(saved.model, **{name: value}))
+    if free:
+        runs.check_changes(saved, asked)
+    else:
+        with pytest.raises(UserError, match=f"model.{name}"):
+            runs.check_changes(saved, asked)
