@@ -1,5 +1,5 @@
 """`python -m lm COMMAND` is `lm COMMAND`."""
 
-from lm.cli import main
+from lm.cli import entry
 
-raise SystemExit(main())
+raise SystemExit(entry())

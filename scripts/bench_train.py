@@ -20,6 +20,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from lm.cli import HUGE_PAGES, with_huge_pages
+
 SHAPES = {  # family, size or (d_model, n_layers, n_heads), vocabulary
     "gpt-6x384-256": ("gpt2", (384, 6, 6), 256),
     "gpt-6x384-8k": ("gpt2", (384, 6, 6), 8192),
@@ -190,6 +192,8 @@ def measure(model: str, seq_len: int, args: argparse.Namespace) -> list[dict]:
             command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
         command += ["--pad-vocab"] if args.pad_vocab else []
         environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        if args.huge_pages and HUGE_PAGES.exists():  # as the `lm` program does for itself
+            environment = with_huge_pages(environment, HUGE_PAGES.read_text()) or environment
         errors = None if args.verbose else subprocess.DEVNULL
         worker = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
@@ -297,6 +301,12 @@ def main() -> None:
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
     parser.add_argument("--loss-chunk", type=int, default=0, help="this trainer's task.loss_chunk")
     parser.add_argument("--pad-vocab", action="store_true", help="round vocabularies up to 128, for all contenders")
+    parser.add_argument(
+        "--huge-pages",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="start every contender, torch too, as the `lm` program starts itself",
+    )
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=3, help="steps a turn, the first of which is not counted")

@@ -17,7 +17,7 @@ import pytest
 import small_runs as small
 
 from lm import run as runs
-from lm.cli import COMMANDS, main
+from lm.cli import COMMANDS, main, with_huge_pages
 from lm.records import RunDirectory
 from lm.sharding import MeshConfig, make_mesh
 
@@ -242,6 +242,40 @@ def test_no_command_shows_usage(capsys: pytest.CaptureFixture[str]):
     assert all(command in usage for command in COMMANDS)
     assert main(["--version"]) == 0
     assert re.fullmatch(r"lm \d+\.\d+.*\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("tunables", "mode", "expected"),
+    [
+        (None, "always [madvise] never", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.check=1", "always [madvise] never", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "always [madvise] never", None),
+        (None, "[always] madvise never", None),
+        (None, "always madvise [never]", None),
+    ],
+)
+def test_huge_pages_are_asked_for_where_the_kernel_waits_to_be_asked(tunables, mode, expected):
+    environment = {"HOME": "/", **({} if tunables is None else {"GLIBC_TUNABLES": tunables})}
+    changed = with_huge_pages(environment, mode)
+    assert (changed and changed["GLIBC_TUNABLES"]) == expected
+    assert changed is None or changed["HOME"] == "/"
+
+
+def test_the_program_restarts_itself_once_with_its_own_arguments(tmp_path: Path):
+    """`entry` in a fresh process: the same arguments arrive, malloc's setting is there, and nothing loops."""
+    mode = tmp_path / "enabled"
+    mode.write_text("always [madvise] never")
+    code = (
+        "import os, sys, pathlib, lm.cli as cli; cli.HUGE_PAGES = pathlib.Path(sys.argv.pop());"
+        "cli.main = lambda arguments: print(os.getpid(), os.environ['GLIBC_TUNABLES'], *arguments) or 0;"
+        "print(os.getpid(), flush=True); sys.exit(cli.entry())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-c", code, "train", "a config.py", str(mode)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    first, second, last = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert first == second and last == f"{first} glibc.malloc.hugetlb=1 train a config.py"
 
 
 def test_help_imports_nothing_heavy():
