@@ -1,6 +1,6 @@
 """The command line: finds the command, and turns mistakes into one line and an exit status.
 
-`lm.commands`, with its heavy imports, is loaded only when a command runs, so that `lm -h` answers at once.
+The command's module in `lm.commands`, with its heavy imports, is loaded only then, so that `lm -h` answers at once.
 """
 
 import importlib
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lm import __version__
+from lm.commands.exits import DONE, FAILED, INTERRUPTED, MISTAKE
 from lm.errors import UserError
 
 COMMANDS = {
@@ -25,9 +26,6 @@ COMPUTING = ("train", "evaluate", "generate")
 TUNABLE = "glibc.malloc.hugetlb"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-# Exit statuses besides 0.
-FAILED, MISTAKE, PREEMPTED = 1, 2, 75
-
 
 def usage() -> str:
     """What `lm -h` prints."""
@@ -36,7 +34,7 @@ def usage() -> str:
         [
             f"lm {__version__}: language models from raw text to samples, in JAX and Flax",
             "",
-            "usage: lm COMMAND [options]      (lm COMMAND -h shows a command's options)",
+            "usage: lm COMMAND [options]      (lm COMMAND -h or lm help COMMAND shows a command's options)",
             "",
             *lines,
             "",
@@ -74,25 +72,26 @@ def entry() -> int:
 def main(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit status."""
     arguments = list(arguments)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "-h"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
-        return 0 if arguments else MISTAKE
+        return DONE if arguments else MISTAKE
     if arguments[0] == "--version":
         print(f"lm {__version__}")
-        return 0
+        return DONE
     name, *rest = arguments
     try:
         if name not in COMMANDS:
             raise UserError(f"unknown command {name!r}; choose one of {', '.join(COMMANDS)}")
-        commands = importlib.import_module("lm.commands")
-        return getattr(commands, name)(rest)
+        return importlib.import_module(f"lm.commands.{name}").run(rest)
     except UserError as error:
         # One line, also where the message quotes another's that has several.
         print(f"lm: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
         print("lm: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zlib
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import small_runs as small
 
 from lm import run as runs
 from lm.cli import COMMANDS, main, with_huge_pages
+from lm.commands import doctor
 from lm.records import RunDirectory
 from lm.sharding import MeshConfig, make_mesh
 
@@ -275,7 +277,8 @@ def test_the_program_restarts_itself_once_with_its_own_arguments(tmp_path: Path)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     first, second, last = done.stdout.splitlines()
     assert (done.returncode, done.stderr) == (0, "")
-    assert first == second and last == f"{first} glibc.malloc.hugetlb=1 train a config.py"
+    assert first == second
+    assert last == f"{first} glibc.malloc.hugetlb=1 train a config.py"
 
 
 def test_help_imports_nothing_heavy():
@@ -434,7 +437,39 @@ def test_prepare_and_doctor(world: Path, monkeypatch, capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert f"{len(jax.devices())} x cpu" in out
     assert "data 2, fsdp 4, tensor 1" in out
-    assert re.search(r"host memory +│ \d", out)
+    assert re.search(r"host memory +\d", out)
+
+
+@pytest.mark.parametrize("lacking", [("jax", "jaxlib"), ("tyro",), ("rich", "absl"), ("numpy",)])
+def test_doctor_names_what_is_missing_without_needing_it(lacking: tuple[str, ...]):
+    """In a fresh process where these packages can't be imported, and where whoever tries is shown to have tried."""
+    code = f"""
+import sys
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {lacking}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Gone())
+from lm.cli import main
+sys.exit(main(["doctor"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2, done.stderr
+    installed_as = [{"absl": "absl-py"}.get(name, name) for name in lacking]
+    assert done.stderr == f"lm: missing packages: {', '.join(installed_as)}; run `pip install -r requirements.txt`\n"
+    for name in installed_as:
+        assert re.search(rf"^ +{name} +MISSING$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^ +flax +\d", done.stdout, re.MULTILINE)
+    assert re.search(r"^ +host memory +\d", done.stdout, re.MULTILINE)
+
+
+def test_doctor_asks_for_what_is_required_and_knows_the_extras():
+    root = Path(__file__).parent.parent
+    required = re.findall(r"^([\w-]+)", (root / "requirements.txt").read_text(), re.MULTILINE)
+    assert set(doctor.REQUIRED) == {*required, "jaxlib"}
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for_people = {re.match(r"[\w-]+", line)[0]: extra for extra in ("text", "beam") for line in extras[extra]}
+    assert {name: extra for name, extra in doctor.EXTRAS.items() if extra != "parity"} == for_people
 
 
 def test_a_stopped_run_is_resumed_by_the_command_it_printed(world: Path, tmp_path: Path, monkeypatch, capsys):

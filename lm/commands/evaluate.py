@@ -1,0 +1,78 @@
+"""`lm evaluate`: how good a run is on a split of its dataset."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rich.table import Table
+
+from lm import config as configs
+from lm import run as runs
+from lm.commands.exits import DONE
+from lm.commands.shared import RunArgument, open_console
+from lm.sharding import MeshConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """Loss, perplexity, accuracy and bits per byte of a run on a split of its dataset."""
+
+    run: RunArgument
+    """Run directory."""
+    split: Literal["train", "validation", "test"] = "validation"
+    """Which split."""
+    checkpoint: str = "best"
+    """best (by validation loss), latest, or a step."""
+    batches: int | None = None
+    """At most so many batches; None = the whole split."""
+    baselines: bool = False
+    """Also compress the same text without a model: byte entropy and zlib."""
+    json: bool = False
+    """One JSON object instead of a table."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """How devices are arranged."""
+
+
+def run(arguments: list[str]) -> int:
+    """`lm evaluate RUN [options]`."""
+    asked = configs.parse(EvaluateArguments, None, arguments, prog="lm evaluate")
+    console = open_console()
+    with console.status("evaluating") as status:
+        result = runs.evaluate_run(
+            asked.run,
+            split=asked.split,
+            checkpoint=asked.checkpoint,
+            mesh=asked.mesh,
+            max_batches=asked.batches,
+            with_baselines=asked.baselines,
+            on_batch=lambda done, total: status.update(f"evaluating {done}/{total}"),
+        )
+    if asked.json:
+        print(json.dumps(result))
+        return DONE
+    table = Table(title=f"{asked.run} at step {result['step']}, {result['split']} split", title_justify="left")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for name, form in (
+        ("tokens", "{:,.0f}"),
+        ("loss", "{:.4f}"),
+        ("perplexity", "{:.3f}"),
+        ("accuracy", "{:.2%}"),
+        ("bits_per_byte", "{:.3f}"),
+        ("order0_bits_per_byte", "{:.3f}"),
+        ("zlib_bits_per_byte", "{:.3f}"),
+    ):
+        if name in result:
+            table.add_row(_LABELS.get(name, name), form.format(result[name]))
+    console.print(table)
+    return DONE
+
+
+_LABELS = {
+    "tokens": "tokens scored",
+    "loss": "loss (nats per token)",
+    "accuracy": "accuracy (next token)",
+    "bits_per_byte": "bits per byte",
+    "order0_bits_per_byte": "  byte frequencies alone (order-0 entropy)",
+    "zlib_bits_per_byte": "  zlib level 9",
+}

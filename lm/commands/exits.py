@@ -1,0 +1,3 @@
+"""Exit statuses."""
+
+DONE, FAILED, MISTAKE, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130

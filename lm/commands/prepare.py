@@ -1,0 +1,51 @@
+"""`lm prepare`: text to a dataset, without training."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.table import Table
+
+from lm import config as configs
+from lm.commands.exits import DONE
+from lm.commands.shared import open_console, show
+from lm.config import Experiment
+from lm.console import PreparationReporter
+from lm.data.manifest import load_manifest
+from lm.data.prepare import prepare
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareArguments:
+    """Options of `lm prepare`: the dataset's settings."""
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+
+
+def run(arguments: list[str]) -> int:
+    """`lm prepare [CONFIG.py] [--data.source ...] [--tokenizer.kind ...]`."""
+    experiment, description = Experiment(), "Turns text into a dataset; takes the settings of lm train."
+    prog = "lm prepare"
+    if arguments and not arguments[0].startswith("-"):
+        path, arguments = Path(arguments[0]), arguments[1:]
+        experiment, description, prog = configs.load_file(path), configs.describe(path), f"lm prepare {path}"
+    parsed = configs.parse(
+        PrepareArguments, PrepareArguments(experiment=experiment), arguments, prog=prog, description=description
+    )
+    console = open_console()
+    progress = PreparationReporter(console)
+    try:
+        folder = prepare(parsed.experiment.data, parsed.experiment.tokenizer, progress)
+    finally:
+        progress.close()
+    manifest = load_manifest(folder)
+    table = Table(title=f"{folder}", title_justify="left")
+    for column in ("split", "documents", "tokens", "bytes", "tokens per byte"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, counts in manifest.splits.items():
+        ratio = f"{counts.tokens / counts.bytes:.3f}"
+        table.add_row(split, f"{counts.documents:,}", f"{counts.tokens:,}", f"{counts.bytes:,}", ratio)
+    console.print(table)
+    show(console, f"vocabulary {manifest.vocab_size:,}; {manifest.skipped_documents} empty documents skipped")
+    return DONE

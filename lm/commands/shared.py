@@ -1,0 +1,50 @@
+"""What several commands share: where things are said, and arguments they have in common."""
+
+import io
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import absl.logging
+import jax
+import tyro
+from rich.console import Console
+
+RunArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
+
+def open_console() -> Console:
+    """Sets up what is said where: results on standard output, our warnings on standard error."""
+    log = logging.getLogger("lm")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+    warnings = logging.StreamHandler()
+    warnings.setLevel(logging.WARNING)
+    warnings.setFormatter(logging.Formatter("lm: %(message)s"))
+    log.addHandler(warnings)
+    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax and grain tell a lot that no user can act on
+    # What was compiled once is kept, so that a resumed run, or another like it, starts at once.
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "lm" / "xla"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that can't show a character gets a question mark
+            stream.reconfigure(errors="replace")
+    return Console(width=None if sys.stdout.isatty() else 200, emoji=False)
+
+
+def show(console: Console, text: str = "") -> None:
+    """A line as it is: nothing in it is markup, and it is not wrapped."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def next_commands(console: Console, path: Path) -> None:
+    """What a finished run can be used for."""
+    run = shlex.quote(str(path))
+    show(console, "next:")
+    show(console, f"  lm evaluate {run} --baselines")
+    show(console, f'  lm generate {run} --prompt "..."')
+    show(console, f"  tensorboard --logdir {run}/tensorboard    (loss curves are in {run}/loss.png)")

@@ -1,0 +1,118 @@
+"""`lm train`: a new run from a config file, or the rest of one."""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from lm import config as configs
+from lm import run as runs
+from lm.commands.exits import DONE, FAILED, PREEMPTED
+from lm.commands.shared import next_commands, open_console, show
+from lm.config import Experiment
+from lm.console import PreparationReporter, TrainingReporter
+from lm.errors import UserError, check
+from lm.loop import Outcome, TrainingHaltedError
+from lm.plots import plot_losses
+from lm.records import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """Options of `lm train` besides the settings of the experiment."""
+
+    run: Path | None = None
+    """Folder of the new run; None = runs/NAME-DATE-TIME."""
+    stop_at: int | None = None
+    """Stop after this step as if preempted: save, and exit with status 75."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+
+
+def run(arguments: list[str]) -> int:
+    """`lm train CONFIG.py [options]` or `lm train --resume RUN [options]`."""
+    arguments = [part for argument in arguments for part in _split_resume(argument)]
+    if "--resume" in arguments:
+        at = arguments.index("--resume")
+        check(at + 1 < len(arguments), "--resume needs the run directory to continue")
+        path = Path(arguments[at + 1])
+        rest = arguments[:at] + arguments[at + 2 :]
+        check(not rest or rest[0].startswith("-"), f"give either a config file or --resume, not both ({rest[:1]})")
+        return _resume(path, rest)
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        raise UserError("give a config file first: `lm train CONFIG.py [options]`, or `lm train --resume RUN`")
+    if arguments[0] in ("-h", "--help"):
+        description = "lm train CONFIG.py [options]   or   lm train --resume RUN [options]"
+        configs.parse(TrainArguments, None, ["--help"], prog="lm train CONFIG.py", description=description)
+    path, rest = Path(arguments[0]), arguments[1:]
+    parsed = configs.parse(
+        TrainArguments,
+        TrainArguments(experiment=configs.load_file(path)),
+        rest,
+        prog=f"lm train {path}",
+        description=configs.describe(path),
+    )
+    console = open_console()
+    run = parsed.run or Path("runs") / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return _train(
+        console,
+        run,
+        lambda reporter, progress: runs.start(
+            parsed.experiment, run, reporter, progress=progress, stop_at=parsed.stop_at
+        ),
+    )
+
+
+def _split_resume(argument: str) -> list[str]:
+    return argument.split("=", 1) if argument.startswith("--resume=") else [argument]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ResumeArguments:
+    stop_at: int | None = None
+    """Stop after this step as if preempted: save, and exit with status 75."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+
+
+def _resume(path: Path, rest: list[str]) -> int:
+    run = RunDirectory.open(path)
+    prog = f"lm train --resume {path}"
+    saved = runs.load_experiment(run)
+    parsed = configs.parse(_ResumeArguments, _ResumeArguments(experiment=saved), rest, prog=prog)
+    runs.check_changes(saved, parsed.experiment)
+    console = open_console()
+    if run.status() == "finished":
+        show(console, f"{path} is finished; nothing to resume")
+        next_commands(console, path)
+        return DONE
+    return _train(
+        console,
+        path,
+        lambda reporter, progress: runs.resume(
+            path, reporter, override=lambda _: parsed.experiment, progress=progress, stop_at=parsed.stop_at
+        ),
+    )
+
+
+def _train(console: Console, path: Path, go: Callable[[TrainingReporter, PreparationReporter], Outcome]) -> int:
+    progress = PreparationReporter(console)
+    try:
+        outcome = go(TrainingReporter(console), progress)
+    except TrainingHaltedError as error:
+        print(f"lm: training halted: {error}", file=sys.stderr)
+        return FAILED
+    finally:
+        progress.close()
+    if outcome.state == "preempted":
+        show(console, f"stopped after step {outcome.step} ({outcome.reason}); everything is saved")
+        show(console, f"resume with: lm train --resume {shlex.quote(str(path))}")
+        return PREEMPTED
+    plot_losses(RunDirectory(path).metrics(), path / "loss.png")
+    show(console, f"finished at step {outcome.step} ({outcome.reason}); run directory: {path}")
+    next_commands(console, path)
+    return DONE
