@@ -1,10 +1,13 @@
 """Runs from beginning to end: what `lm train`, `evaluate` and `generate` do, without a command line."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
 import math
+import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +24,7 @@ from lm.data import loader
 from lm.data.manifest import TOKENIZER_FOLDER, Manifest, load_manifest
 from lm.data.prepare import Progress, prepare
 from lm.data.store import DatasetStore
-from lm.errors import check
+from lm.errors import UserError, check
 from lm.evaluate import baselines, evaluate, make_eval_step
 from lm.loop import Feed, Outcome, Reporter, check_resumable, fit
 from lm.models.transformer import Transformer
@@ -124,9 +127,10 @@ def start(
     """
     mesh = check_experiment(experiment)
     RunDirectory.check_new(path)
-    dataset = _prepare(experiment, progress)
-    experiment = dataclasses.replace(experiment, model=experiment.model.with_vocabulary(dataset.tokenizer.vocab_size))
-    parts = _Parts.build(experiment, dataset, mesh)
+    with _prepared(experiment, progress) as dataset:
+        model = experiment.model.with_vocabulary(dataset.tokenizer.vocab_size)
+        experiment = dataclasses.replace(experiment, model=model)
+        parts = _Parts.build(experiment, dataset, mesh)
     if parts.feed.validation is None:
         reporter.message(
             "no validation split, so nothing will be evaluated: no document fell into it; make more and smaller"
@@ -136,9 +140,7 @@ def start(
     run.lock()
     try:
         run.write("environment.json", environment())
-        run.write(
-            "dataset.json", {"folder": str(dataset.folder.absolute()), "fingerprint": dataset.manifest.fingerprint}
-        )
+        run.write("dataset.json", _described(dataset))
         dataset.tokenizer.save(run.tokenizer)
         # Last, as it makes the folder a run: killed before, it can be started again, killed after, resumed.
         run.write("config.json", configs.to_dict(experiment))
@@ -167,7 +169,7 @@ def resume(
         experiment = override(saved)
         check_changes(saved, experiment)
         mesh = check_experiment(experiment)
-        dataset = _dataset_of(run, experiment, progress)
+        dataset = _dataset_of(run, experiment, progress, elsewhere=experiment.data.root != saved.data.root)
         parts = _Parts.build(experiment, dataset, mesh)
         step = check_resumable(run, parts.program, dataset.tokenizer.fingerprint())
         check(
@@ -180,6 +182,7 @@ def resume(
             reporter.message(f"not the same environment, so the last bits may differ: {line}")
         if experiment != saved:
             run.write("config.json", configs.to_dict(experiment))
+        run.write("dataset.json", _described(dataset))
         run.write("environment.json", now)
         return _fit(run, parts, reporter, stop_at)
     finally:
@@ -201,22 +204,77 @@ def load_experiment(run: RunDirectory) -> Experiment:
     return configs.from_dict(Experiment, run.read("config.json"), where=str(run.path / "config.json"))
 
 
-def _prepare(experiment: Experiment, progress: Progress | None) -> Dataset:
+@contextlib.contextmanager
+def _prepared(experiment: Experiment, progress: Progress | None) -> Iterator[Dataset]:
+    """The dataset of an experiment, prepared if it is not there.
+
+    One that this call made is removed again if the body finds a mistake that could not be told without it: a mistake
+    leaves nothing behind.
+    """
+    data = experiment.data
+    home = Path(data.root).expanduser() / data.name
+    before, missing = set(home.glob("*/*")), [path for path in (home, *home.parents) if not path.exists()]
+    phases = set()
+
+    def told(phase: str, done: int, total: int | None) -> None:
+        phases.add(phase)
+        if progress is not None:
+            progress(phase, done, total)
+
     # A corpus too short to train on is refused before a dataset of it is left behind.
-    folder = prepare(experiment.data, experiment.tokenizer, progress, min_tokens=experiment.data.seq_len + 1)
-    return Dataset.open(folder)
+    folder = prepare(data, experiment.tokenizer, told, min_tokens=data.seq_len + 1)
+    try:
+        yield Dataset.open(folder)
+    except UserError:
+        # Another process made it if it was waited for, or if there was nothing to do but to read the source.
+        if folder not in before and "wait" not in phases and phases > {"fingerprint"}:
+            _remove(folder, missing)
+        raise
 
 
-def _dataset_of(run: RunDirectory, experiment: Experiment, progress: Progress | None) -> Dataset:
-    """The dataset a run was started with, from its folder or prepared again."""
+def _remove(folder: Path, parents: list[Path]) -> None:
+    """Removes a dataset's folder, and those of its parents that it leaves empty."""
+    # Under a name that `lm.data.atomic` cleans away, so that being killed here leaves no half of a dataset.
+    going = folder.with_name(f".incomplete-{secrets.token_hex(8)}")
+    folder.rename(going)
+    shutil.rmtree(going)
+    with contextlib.suppress(OSError):  # not empty: another process works there
+        for path in (folder.parent, *parents):
+            path.rmdir()
+
+
+def _described(dataset: Dataset) -> dict[str, str]:
+    """What `dataset.json` says."""
+    return {"folder": str(dataset.folder.absolute()), "fingerprint": dataset.manifest.fingerprint}
+
+
+def _dataset_of(
+    run: RunDirectory, experiment: Experiment, progress: Progress | None, *, elsewhere: bool = False
+) -> Dataset:
+    """The dataset a run was started with, from its folder, from below `data.root`, or prepared again.
+
+    With `elsewhere`, `data.root` has been changed and its old folder does not count.
+    """
     recorded = run.read("dataset.json", "folder", "fingerprint")
-    folder = Path(recorded["folder"])
-    dataset = Dataset.open(folder) if folder.exists() else _prepare(experiment, progress)
-    check(
-        dataset.manifest.fingerprint == recorded["fingerprint"],
-        f"the run was started with dataset {recorded['fingerprint']} in {folder}, which is gone, and preparing it again"
-        f" gives {dataset.manifest.fingerprint}: the source text has changed; restore it or start a new run",
-    )
+    old = Path(recorded["folder"])
+    below_root = Path(experiment.data.root).expanduser() / experiment.data.name / recorded["fingerprint"] / old.name
+    wanted = below_root if elsewhere else old
+    for folder in (wanted, below_root):
+        if folder.exists():
+            dataset = Dataset.open(folder)
+            check(
+                dataset.manifest.fingerprint == recorded["fingerprint"],
+                f"the run was started with dataset {recorded['fingerprint']} but {folder} holds"
+                f" {dataset.manifest.fingerprint}; restore it or start a new run",
+            )
+            return dataset
+    with _prepared(experiment, progress) as dataset:
+        check(
+            dataset.manifest.fingerprint == recorded["fingerprint"],
+            f"the run was started with dataset {recorded['fingerprint']}, which is not in {wanted},"
+            f" and preparing it again gives {dataset.manifest.fingerprint}: the source text has changed; restore it or"
+            " start a new run",
+        )
     return dataset
 
 

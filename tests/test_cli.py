@@ -124,6 +124,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         r"weight_decay 0\.1 with adam: .*set",
     ),
     "warmup longer than the run": ([*TRAIN, "--optim.warmup", "7"], r"warmup of 7 steps.*run of 6"),
+    "warmup longer than the epochs": (
+        [*TRAIN, "--optim.warmup", "500", "--train.steps", "None", "--train.epochs", "1"],
+        r"warmup of 500 steps.*run of \d+",
+    ),
     "patience without validation": (
         [*TRAIN, "--train.patience", "1", "--data.validation-fraction", "0"],
         r"train\.patience needs a validation split; set data\.validation_",

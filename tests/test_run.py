@@ -268,11 +268,51 @@ def test_a_run_finds_its_dataset_again_or_says_what_changed(tmp_path: Path):
     small.resume(tmp_path / "run", stop_at=5)
     (tmp_path / "datasets").rename(tmp_path / "elsewhere")
     small.write_corpus(tmp_path / "corpus.txt", seed=1)
+    for _ in range(2):  # the first leaves no dataset behind that the second would find
+        with pytest.raises(UserError, match="the source text has changed; restore it or start a new run"):
+            small.resume(tmp_path / "run")
+        assert not (tmp_path / "datasets").exists()
     with pytest.raises(UserError, match="the source text has changed; restore it or start a new run"):
-        small.resume(tmp_path / "run")
+        runs.evaluate_run(tmp_path / "run", mesh=MeshConfig(devices=1))
+    assert not (tmp_path / "datasets").exists()
     (tmp_path / "corpus.txt").unlink()
     with pytest.raises(UserError, match=r"corpus\.txt"):
         small.resume(tmp_path / "run")
+
+
+def test_a_resumed_run_looks_for_its_dataset_below_another_root(tmp_path: Path):
+    settings = small.experiment(tmp_path)
+    small.start(settings, tmp_path / "straight")
+    small.start(settings, tmp_path / "run", stop_at=2)
+    run = RunDirectory(tmp_path / "run")
+
+    def below(root: str):
+        return lambda saved: dataclasses.replace(saved, data=dataclasses.replace(saved.data, root=str(tmp_path / root)))
+
+    # Moved, with its source gone: only the folder can serve; and from then on the run knows where it is.
+    (tmp_path / "datasets").rename(tmp_path / "moved")
+    (tmp_path / "corpus.txt").rename(tmp_path / "corpus.away")
+    assert small.resume(tmp_path / "run", override=below("moved"), stop_at=3).state == "preempted"
+    assert Path(run.read("dataset.json")["folder"]).is_relative_to(tmp_path / "moved")
+    assert small.resume(tmp_path / "run", stop_at=4).state == "preempted"
+    # Nothing there: prepared there, though the old folder still stands.
+    (tmp_path / "corpus.away").rename(tmp_path / "corpus.txt")
+    assert small.resume(tmp_path / "run", override=below("new")).state == "finished"
+    assert Path(run.read("dataset.json")["folder"]).is_relative_to(tmp_path / "new")
+    small.assert_same_run(tmp_path / "straight", tmp_path / "run")
+
+
+def test_a_mistake_found_after_preparing_leaves_an_older_dataset_alone(tmp_path: Path):
+    settings = small.experiment(tmp_path, optim={"warmup": 500.0}, train={"steps": None, "epochs": 1.0})
+    with pytest.raises(UserError, match=r"warmup of 500 steps is longer than the run of"):
+        small.start(settings, tmp_path / "run")
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus.txt"}
+    right = dataclasses.replace(settings, optim=dataclasses.replace(settings.optim, warmup=0.0))
+    small.start(right, tmp_path / "right", stop_at=1)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "datasets").rglob("*")}
+    with pytest.raises(UserError, match=r"warmup of 500 steps is longer than the run of"):
+        small.start(settings, tmp_path / "run")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "datasets").rglob("*")} == files
 
 
 def test_length_in_tokens_and_epochs(tmp_path: Path):
