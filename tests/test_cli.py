@@ -20,6 +20,7 @@ import small_runs as small
 from lm import run as runs
 from lm.cli import COMMANDS, main, with_huge_pages
 from lm.commands import doctor
+from lm.data.packing import make_examples
 from lm.records import RunDirectory
 from lm.sharding import MeshConfig, make_mesh
 
@@ -429,6 +430,50 @@ def test_generation_streams_numbers_and_writes_json(world: Path, monkeypatch, ca
     assert len(lines) == 2 + 1 + 1 + 2 + 1
     assert lines[0] == {"step": 6, **a, "sampling": lines[0]["sampling"]}
     assert lines[0]["sampling"]["seed"] == 3
+
+
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_generation_starts_as_documents_do_in_training(tmp_path: Path, monkeypatch, capsys, packing: str):
+    """With a tokenizer whose bos is not its eos; what precedes a document is read off the batches of the loader."""
+    # Documents shorter than a sequence, so that no piece but a document's first follows an end.
+    texts = [f"{animal} {number}" for animal in ("cat", "dog", "mat") for number in range(60)]
+    (tmp_path / "corpus.txt").write_text("\n\n".join(texts))
+    small.write_tokenizer(tmp_path / "tokenizer.json")
+    settings = small.experiment(
+        tmp_path, data={"packing": packing}, tokenizer={"kind": f"hf:{tmp_path / 'tokenizer.json'}"}
+    )
+    small.start(settings, tmp_path / "run", stop_at=1)
+    trained = runs.load(tmp_path / "run", make_mesh(MeshConfig(devices=1)))
+    tokenizer = trained.tokenizer
+    assert tokenizer.bos_id != tokenizer.eos_id
+    dataset = runs.Dataset.open(Path(RunDirectory(tmp_path / "run").read("dataset.json")["folder"]))
+    examples = make_examples(dataset.store("train"), seq_len=16, packing=packing, bos_id=tokenizer.bos_id)
+    batch = examples.batch(np.arange(len(examples)))
+    ends = batch["targets"][:, :-1] == tokenizer.eos_id
+    if packing == "documents":  # not where padding follows
+        ends &= batch["segments"][:, 1:] > 0
+    [before] = {int(i) for i in batch["tokens"][:, 1:][ends]}
+
+    monkeypatch.chdir(tmp_path)
+    few = ["--max-new-tokens", "5", "--temperature", "0"]
+    [empty] = _json(capsys, ["generate", "run", "--json", *few])
+    assert empty["prompt_ids"] == [before]
+    [cat] = _json(capsys, ["generate", "run", "--json", "--prompt", "the cat", *few])
+    letters = tokenizer.encode("the cat")
+    assert cat["prompt_ids"] == ([before, *letters] if packing == "documents" else letters)
+    for made in (empty, cat):
+        ids = made["prompt_ids"] + made["ids"]
+        # Ids are taken as they are, so what was shown gives the same again; and the model says so too.
+        [again] = _json(
+            capsys, ["generate", "run", "--json", "--prompt-ids", ",".join(map(str, made["prompt_ids"])), *few]
+        )
+        assert {name: again[name] for name in ("prompt_ids", "ids", "text", "logprobs")} == {
+            name: made[name] for name in ("prompt_ids", "ids", "text", "logprobs")
+        }
+        logits = np.asarray(trained.model.apply({"params": trained.params}, np.array([ids[:-1]])), np.float64)[0]
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        expected = log_p[np.arange(len(ids) - 1), ids[1:]][-len(made["ids"]) :]
+        np.testing.assert_allclose(made["logprobs"], expected, atol=1e-5)
 
 
 def test_prepare_and_doctor(world: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
