@@ -251,6 +251,41 @@ def test_no_command_shows_usage(capsys: pytest.CaptureFixture[str]):
     assert re.fullmatch(r"lm \d+\.\d+.*\n", capsys.readouterr().out)
 
 
+HELP: dict[str, tuple[list[str], list[str], list[str]]] = {  # arguments, what help shows, what it does not
+    "train": (["train"], ["lm train CONFIG.py", "--optim.peak-lr", "--stop-at"], []),
+    "resume": (["train", "--resume"], ["lm train --resume RUN", "--stop-at", "data.root", "--train.log-every"], []),
+    "evaluate": (["evaluate"], ["RUN", "--split", "--mesh.fsdp"], ["--optim"]),
+    "generate": (["generate"], ["RUN", "--prompt", "--temperature"], ["--optim", "--mesh"]),
+    "prepare": (["prepare"], ["--data.source", "--tokenizer.kind"], ["--optim", "--model", "--train", "--mesh"]),
+    "doctor": (["doctor"], ["--mesh.fsdp"], ["--optim"]),
+}
+
+
+@pytest.mark.parametrize("name", HELP)
+def test_help_of_a_command(name: str, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    arguments, there, absent = HELP[name]
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    for asked in ([*arguments, "-h"], [*arguments, "--help"], *([["help", *arguments]] if name in COMMANDS else [])):
+        with pytest.raises(SystemExit) as stop:
+            main(asked)
+        assert stop.value.code == 0
+        shown.append(capsys.readouterr().out)
+    assert len(set(shown)) == 1
+    assert all(text in shown[0] for text in there)
+    assert not [text for text in absent if text in shown[0]]
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_without_a_command_is_usage(capsys: pytest.CaptureFixture[str]):
+    assert main(["-h"]) == 0
+    usage = capsys.readouterr().out
+    assert main(["help"]) == 0
+    assert capsys.readouterr().out == usage
+    assert main(["help", "trian"]) == 2
+    assert "unknown command 'trian'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("tunables", "mode", "expected"),
     [
@@ -314,7 +349,7 @@ def test_every_command_has_help_with_docs_and_defaults(command: str, capsys: pyt
         ),
         "evaluate": ("RUN", "Which split", "(default: validation)"),
         "generate": ("--temperature FLOAT", "0 = greedy", "(default: 1.0)"),
-        "prepare": ("--data.source STR", "text:GLOB", "(default: python-stdlib)"),
+        "prepare": ("--data.source STR", "Text to read", "(default: python-stdlib)"),
         "doctor": ("--mesh.fsdp INT", "(default: 1)"),
     }[command]
     for text in says:
