@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import math
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -42,7 +44,7 @@ class Feed:
 
 
 class Reporter(Protocol):
-    """What shows a run to a person. Every method may do nothing."""
+    """What shows a run to a person. Every method may do nothing; `message` may come from another thread."""
 
     def start(self, step: int, total: int) -> None:
         """Training begins at `step` of `total`."""
@@ -89,27 +91,56 @@ class Outcome:
     validation: dict[str, float] | None = field(default=None)
 
 
-class StopSignals:
-    """While entered, SIGTERM and the first Ctrl-C ask for a stop instead of ending the process."""
+STOPPING = frozenset((signal.SIGTERM, signal.SIGINT))
 
-    def __init__(self) -> None:
+
+class StopSignals:
+    """While entered, SIGTERM and the first Ctrl-C ask for a stop instead of ending the process.
+
+    Python calls a signal's handler once its main thread is back from the program that is being compiled or run, which
+    may take minutes. The number of a signal reaches a wakeup file at once, and a thread that waits there tells of it.
+    """
+
+    def __init__(self, tell: Callable[[str], None] = lambda text: None):
+        """`tell` is called at once, from another thread, with a line for the person who asked for the stop."""
         self.received: str | None = None
+        self._tell = tell
+        self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # whoever runs us there handles signals
+
         def handle(number: int, _: Any) -> None:
             if self.received is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.received = signal.Signals(number).name
 
-        self._previous = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError):  # not the main thread: whoever runs us there handles signals
-                self._previous[number] = signal.signal(number, handle)
+        ours, theirs = socket.socketpair()
+        thread = threading.Thread(target=self._watch, args=(ours,), name="stop signals", daemon=True)
+        thread.start()
+        theirs.setblocking(False)  # as Python wants it: a handler never waits
+        before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        # Undone from last to first: handlers, file, and the thread, which ends with the file.
+        self._undo.callback(ours.close)
+        self._undo.callback(thread.join)
+        self._undo.callback(theirs.close)
+        self._undo.callback(signal.set_wakeup_fd, before)
+        for number in STOPPING:
+            self._undo.callback(signal.signal, number, signal.signal(number, handle))
         return self
 
+    def _watch(self, wakeups: socket.socket) -> None:
+        told = False
+        while numbers := wakeups.recv(64):
+            if not told and STOPPING & set(numbers):
+                told = True
+                again = "once more" if signal.SIGINT in numbers else "Ctrl-C"
+                with contextlib.suppress(OSError):  # whoever read us is gone, as `| head` is
+                    self._tell(f"stopping after this step: saving ... ({again}: give up at once)")
+
     def __exit__(self, *_: object) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)
+        self._undo.close()
 
 
 def fit(
@@ -144,7 +175,7 @@ def fit(
       TrainingHaltedError: something was not finite.
       UserError: the checkpoint is of another model.
     """
-    with StopSignals() as signals, jax.set_mesh(program.mesh), contextlib.ExitStack() as resources:
+    with StopSignals(reporter.message) as signals, jax.set_mesh(program.mesh), contextlib.ExitStack() as resources:
         checkpoints = Checkpoints(run.checkpoints, keep=config.keep)
         resources.callback(checkpoints.close)
         state, progress = _restore_or_init(checkpoints, program, fingerprint)

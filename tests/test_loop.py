@@ -1,7 +1,10 @@
 """The loop around the step: its order, its signals, and what it lets go of."""
 
+import hashlib
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,41 @@ def test_signals_are_noted_and_given_back():
         with pytest.raises(KeyboardInterrupt):  # a second Ctrl-C does not wait for the step
             os.kill(os.getpid(), signal.SIGINT)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize(("number", "again"), [(signal.SIGINT, "once more"), (signal.SIGTERM, "Ctrl-C")])
+def test_a_stop_is_told_at_once_and_once(number: signal.Signals, again: str):
+    """While the main thread is in a compiled program, as it is while XLA compiles, and no handler of Python's runs."""
+    told: list[tuple[float, str]] = []
+    threads = threading.active_count()
+    with StopSignals(lambda text: told.append((time.monotonic(), text))) as signals:
+        ends = []
+        for kind in (number, signal.SIGTERM):  # the second is not a second Ctrl-C, which would give up
+            started = time.monotonic()
+            threading.Timer(0.1, os.kill, (os.getpid(), kind)).start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 1_500_000)
+            ends.append(time.monotonic())
+            assert ends[-1] - started > 0.2, "not long enough to tell"
+        assert signals.received is not None
+    [(at, text)] = told
+    assert at < ends[0] - 0.05
+    assert text == f"stopping after this step: saving ... ({again}: give up at once)"
+    assert threading.active_count() == threads
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_signals_are_left_to_whoever_runs_the_loop_in_a_thread():
+    before = signal.getsignal(signal.SIGTERM)
+    inside = []
+
+    def run() -> None:
+        with StopSignals(inside.append) as signals:
+            inside.append((signals.received, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert inside == [(None, before)]
 
 
 def _at(when: str, step: int, act):

@@ -361,7 +361,10 @@ def test_a_signal_finishes_the_step_saves_and_exits_75(tmp_path: Path, signum: s
     status = json.loads((tmp_path / "run/status.json").read_text())
     assert status["state"] == "preempted"
     assert status["reason"] == signum.name
+    assert out.count("stopping after this step: saving ... (") == 1
+    assert out.index("stopping after this step") < out.index("stopped after step")
     assert "resume with: lm train --resume run" in out
+    assert (tmp_path / "run/loss.png").stat().st_size > 5000
     assert err == ""
     assert small.checkpoint_steps(tmp_path / "run") == [status["step"]]
     assert small.metrics(tmp_path / "run")[-1]["step"] == status["step"]

@@ -118,11 +118,11 @@ def _train(console: Console, path: Path, go: Callable[[TrainingReporter, Prepara
         return FAILED
     finally:
         progress.close()
+    plot_losses(RunDirectory(path).metrics(), path / "loss.png")
     if outcome.state == "preempted":
         show(console, f"stopped after step {outcome.step} ({outcome.reason}); everything is saved")
         show(console, f"resume with: lm train --resume {shlex.quote(str(path))}")
         return PREEMPTED
-    plot_losses(RunDirectory(path).metrics(), path / "loss.png")
     show(console, f"finished at step {outcome.step} ({outcome.reason}); run directory: {path}")
     next_commands(console, path)
     return DONE
