@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 # product would compute and throw away shrinks from 1/2 to 1/8 of the work.
 QUERY_BLOCKS = 4
 
+# Queries that go over the cache at once: a long prompt's scores exist for so many queries at a time, not for all.
+CACHE_QUERIES = 256
+
 # Added to a score that must not count: far below any score, and finite, so that a row of nothing else is not NaN.
 MASKED = -1e30
 
@@ -109,6 +112,41 @@ def blocked_attention(
         keys, values = key[:, :, first:stop], value[:, :, first:stop]
         out.append(_attend(query[:, :, :, start:stop], keys, values, mask, softcap, dropout_rate, block_key))
     return _heads_last(jnp.concatenate(out, axis=3))
+
+
+def cached_attention(
+    query: Array, key: Array, value: Array, query_at: Array, *, window: int | None, softcap: float
+) -> Array:
+    """Attention over a cache, `CACHE_QUERIES` queries at a time.
+
+    Args:
+      query: `[B, K, G, T, H]`.
+      key: `[B, K, S, H]`, of all slots. Slots past a row's own end hold nothing yet; causality hides them.
+      value: as `key`.
+      query_at: int32 `[B, T]`, the slot of each query.
+      window: see `attention_mask`.
+      softcap: bound on the scores, 0 = none.
+
+    Returns:
+      `[B, K, G, T, H]`.
+    """
+    slots = jnp.arange(key.shape[2])[None]
+
+    def attend(block: tuple[Array, Array]) -> Array:
+        queries, at = block
+        return _attend(queries, key, value, attention_mask(at, slots, causal=True, window=window), softcap)
+
+    B, K, G, T, H = query.shape
+    count = math.ceil(T / CACHE_QUERIES)
+    if count == 1:
+        return attend((query, query_at))
+    size = math.ceil(T / count)
+    fill = count * size - T  # queries of nothing, at slot 0; what they find is cut off again
+    query = jnp.pad(query, ((0, 0), (0, 0), (0, 0), (0, fill), (0, 0))).reshape(B, K, G, count, size, H)
+    query_at = jnp.pad(query_at, ((0, 0), (0, fill))).reshape(B, count, size)
+    # A loop, one block after the other, so that the memory of one block serves all.
+    out = jax.lax.map(attend, (query.transpose(3, 0, 1, 2, 4, 5), query_at.transpose(1, 0, 2)))
+    return out.transpose(1, 2, 3, 0, 4, 5).reshape(B, K, G, count * size, H)[:, :, :, :T]
 
 
 def _heads_first(query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
@@ -360,11 +398,9 @@ class Attention(nn.Module):
                 "key": cache["key"].at[at].set(key.astype(cache["key"].dtype)),
                 "value": cache["value"].at[at].set(value.astype(cache["value"].dtype)),
             }
-            # Slots past a row's own end hold nothing yet; causality hides them.
-            slots = jnp.arange(cache["key"].shape[2])[None]
-            mask = attention_mask(cache_at, slots, causal=True, window=self.window)
             keys, values = cache["key"].astype(self.dtype), cache["value"].astype(self.dtype)
-            out = _heads_last(_attend(query, keys, values, mask, self.softcap))
+            attend = functools.partial(cached_attention, window=self.window, softcap=self.softcap)
+            out = _heads_last(attend(query, keys, values, cache_at))
         dense = Dense(
             (x.shape[-1],),
             ("heads", "head_dim", "embed"),

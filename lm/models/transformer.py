@@ -286,6 +286,11 @@ class Transformer(nn.Module):
     ) -> tuple[Array, tuple[Array, Array] | None]:
         """What the first layer reads: int32 `[B, T]` twice to `[B, T, D]` and the rotary angles, None without rope."""
         c = self.config
+        check(
+            c.positions != "learned" or tokens.shape[1] <= c.max_len,
+            f"{tokens.shape[1]} tokens in a row, and model.max_len is {c.max_len}: learned positions know no more;"
+            " shorten the rows, or train with a longer max_len",
+        )
         x = self.embed(tokens)
         angles = None
         if c.positions == "learned":

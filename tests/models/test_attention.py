@@ -260,3 +260,35 @@ def test_cudnn_takes_our_shapes_and_arguments(monkeypatch, T, K, window):
     assert "NO_MASK" not in text
     if window:
         assert f"sliding_window_length\\22: {window}" in text
+
+
+@pytest.mark.parametrize(("T", "window", "softcap", "block"), [(12, None, 0.0, 4), (13, 5, 0.0, 4), (7, None, 1.5, 6)])
+def test_queries_over_a_cache_may_be_cut(monkeypatch, T, window, softcap, block):
+    """Cut or not, the same: and for a row that fills the cache from its start, plain causal attention."""
+    B, N, K, S = 2, 4, 2, 16
+    query, key, value = inputs(S, N, K, B=B)
+    at = np.stack([np.arange(T), 3 + np.arange(T)]).astype(np.int32)  # the second row has 3 tokens in the cache already
+    asked = np.take_along_axis(query, at[:, :, None, None], axis=1)
+    q, k, v = attention._heads_first(jnp.asarray(asked), jnp.asarray(key), jnp.asarray(value))
+
+    def attend():
+        out = jax.jit(lambda: attention.cached_attention(q, k, v, at, window=window, softcap=softcap))()
+        return attention._heads_last(out)
+
+    whole = attend()
+    monkeypatch.setattr(attention, "CACHE_QUERIES", block)
+    cut = attend()
+    assert cut.shape == (B, T, N, 8)
+    np.testing.assert_allclose(cut, whole, atol=1e-6, rtol=0)
+    right = reference(query, key, value, window=window, softcap=softcap)
+    np.testing.assert_allclose(cut, np.take_along_axis(right, at[:, :, None, None], axis=1), atol=2e-6, rtol=1e-5)
+
+
+def test_the_scores_of_a_long_prompt_are_never_all_there_at_once():
+    """Of LLaMA 7B's 2,048 tokens: compiled, not run."""
+    T, N, H = 2048, 32, 128
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((1, N, 1, T, H), (1, N, T, H), (1, N, T, H))]
+    attend = jax.jit(lambda q, k, v, at: attention.cached_attention(q, k, v, at, window=None, softcap=0.0))
+    compiled = attend.lower(*shapes, jax.ShapeDtypeStruct((1, T), jnp.int32)).compile()
+    all_scores = 4 * N * T * T
+    assert compiled.memory_analysis().temp_size_in_bytes < all_scores / 2

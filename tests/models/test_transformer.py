@@ -357,3 +357,14 @@ def test_derived_widths():
     assert ModelConfig(d_model=384, n_heads=6).width_of_head == 64
     assert ModelConfig(n_kv_heads=2).kv_heads == 2
     assert ModelConfig(n_heads=3).kv_heads == 3
+
+
+def test_rows_longer_than_the_learned_positions_are_refused_as_the_model_is_traced():
+    tokens = jnp.zeros((1, 33), jnp.int32)
+    model, params = tiny.build(tiny.config(positions="learned"))
+    for positions in (None, jnp.arange(33)[None]):
+        with pytest.raises(UserError, match=r"33 tokens in a row, and model\.max_len is 32"):
+            jax.eval_shape(lambda p, at=positions: model.apply({"params": p}, tokens, at), params)
+    for positions in ("rope", "sinusoidal", "none"):  # these know any length
+        model, params = tiny.build(tiny.config(positions=positions))
+        assert jax.eval_shape(lambda p, m=model: m.apply({"params": p}, tokens), params).shape == (1, 33, 64)
