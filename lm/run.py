@@ -390,6 +390,16 @@ class Trained:
     params: Any
     step: int
 
+    def prompt_ids(self, text: str) -> list[int]:
+        """A prompt as documents begin in training: packed documents after bos; in a stream, after the eos before them.
+
+        In a stream, where text is cut anywhere, only a prompt without text must begin at a document's begin.
+        """
+        ids = self.tokenizer.encode(text)
+        if self.experiment.data.packing == "documents":
+            return [self.tokenizer.bos_id, *ids]
+        return ids or [self.tokenizer.eos_id]
+
 
 def load(path: Path, mesh: Mesh, checkpoint: str = "best") -> Trained:
     """Reads a run's parameters (their average where the run keeps one) onto a mesh.

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tokenizers
 
 from lm import run as runs
 from lm import tree
@@ -66,6 +67,17 @@ def write_corpus(path: Path, paragraphs: int = 60, seed: int = 0) -> None:
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "its", "näive", "dog", "中文"]
     texts = [" ".join(rng.choice(words, rng.integers(4, 25))) + "." for _ in range(paragraphs)]
     path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+
+
+def write_tokenizer(path: Path) -> None:
+    """A `tokenizer.json` that spells bytes, with `<s>` before and `</s>` after documents."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: number for number, piece in enumerate(["<s>", "</s>", *alphabet])}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(["<s>", "</s>"])
+    made.save(str(path))
 
 
 def experiment(folder: Path, **changes: Any) -> Experiment:

@@ -20,6 +20,7 @@ import small_runs as small
 from lm import run as runs
 from lm.cli import COMMANDS, main, with_huge_pages
 from lm.commands import doctor
+from lm.data.packing import make_examples
 from lm.records import RunDirectory
 from lm.sharding import MeshConfig, make_mesh
 
@@ -250,6 +251,41 @@ def test_no_command_shows_usage(capsys: pytest.CaptureFixture[str]):
     assert re.fullmatch(r"lm \d+\.\d+.*\n", capsys.readouterr().out)
 
 
+HELP: dict[str, tuple[list[str], list[str], list[str]]] = {  # arguments, what help shows, what it does not
+    "train": (["train"], ["lm train CONFIG.py", "--optim.peak-lr", "--stop-at"], []),
+    "resume": (["train", "--resume"], ["lm train --resume RUN", "--stop-at", "data.root", "--train.log-every"], []),
+    "evaluate": (["evaluate"], ["RUN", "--split", "--mesh.fsdp"], ["--optim"]),
+    "generate": (["generate"], ["RUN", "--prompt", "--temperature"], ["--optim", "--mesh"]),
+    "prepare": (["prepare"], ["--data.source", "--tokenizer.kind"], ["--optim", "--model", "--train", "--mesh"]),
+    "doctor": (["doctor"], ["--mesh.fsdp"], ["--optim"]),
+}
+
+
+@pytest.mark.parametrize("name", HELP)
+def test_help_of_a_command(name: str, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    arguments, there, absent = HELP[name]
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    for asked in ([*arguments, "-h"], [*arguments, "--help"], *([["help", *arguments]] if name in COMMANDS else [])):
+        with pytest.raises(SystemExit) as stop:
+            main(asked)
+        assert stop.value.code == 0
+        shown.append(capsys.readouterr().out)
+    assert len(set(shown)) == 1
+    assert all(text in shown[0] for text in there)
+    assert not [text for text in absent if text in shown[0]]
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_without_a_command_is_usage(capsys: pytest.CaptureFixture[str]):
+    assert main(["-h"]) == 0
+    usage = capsys.readouterr().out
+    assert main(["help"]) == 0
+    assert capsys.readouterr().out == usage
+    assert main(["help", "trian"]) == 2
+    assert "unknown command 'trian'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("tunables", "mode", "expected"),
     [
@@ -313,7 +349,7 @@ def test_every_command_has_help_with_docs_and_defaults(command: str, capsys: pyt
         ),
         "evaluate": ("RUN", "Which split", "(default: validation)"),
         "generate": ("--temperature FLOAT", "0 = greedy", "(default: 1.0)"),
-        "prepare": ("--data.source STR", "text:GLOB", "(default: python-stdlib)"),
+        "prepare": ("--data.source STR", "Text to read", "(default: python-stdlib)"),
         "doctor": ("--mesh.fsdp INT", "(default: 1)"),
     }[command]
     for text in says:
@@ -429,6 +465,50 @@ def test_generation_streams_numbers_and_writes_json(world: Path, monkeypatch, ca
     assert len(lines) == 2 + 1 + 1 + 2 + 1
     assert lines[0] == {"step": 6, **a, "sampling": lines[0]["sampling"]}
     assert lines[0]["sampling"]["seed"] == 3
+
+
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_generation_starts_as_documents_do_in_training(tmp_path: Path, monkeypatch, capsys, packing: str):
+    """With a tokenizer whose bos is not its eos; what precedes a document is read off the batches of the loader."""
+    # Documents shorter than a sequence, so that no piece but a document's first follows an end.
+    texts = [f"{animal} {number}" for animal in ("cat", "dog", "mat") for number in range(60)]
+    (tmp_path / "corpus.txt").write_text("\n\n".join(texts))
+    small.write_tokenizer(tmp_path / "tokenizer.json")
+    settings = small.experiment(
+        tmp_path, data={"packing": packing}, tokenizer={"kind": f"hf:{tmp_path / 'tokenizer.json'}"}
+    )
+    small.start(settings, tmp_path / "run", stop_at=1)
+    trained = runs.load(tmp_path / "run", make_mesh(MeshConfig(devices=1)))
+    tokenizer = trained.tokenizer
+    assert tokenizer.bos_id != tokenizer.eos_id
+    dataset = runs.Dataset.open(Path(RunDirectory(tmp_path / "run").read("dataset.json")["folder"]))
+    examples = make_examples(dataset.store("train"), seq_len=16, packing=packing, bos_id=tokenizer.bos_id)
+    batch = examples.batch(np.arange(len(examples)))
+    ends = batch["targets"][:, :-1] == tokenizer.eos_id
+    if packing == "documents":  # not where padding follows
+        ends &= batch["segments"][:, 1:] > 0
+    [before] = {int(i) for i in batch["tokens"][:, 1:][ends]}
+
+    monkeypatch.chdir(tmp_path)
+    few = ["--max-new-tokens", "5", "--temperature", "0"]
+    [empty] = _json(capsys, ["generate", "run", "--json", *few])
+    assert empty["prompt_ids"] == [before]
+    [cat] = _json(capsys, ["generate", "run", "--json", "--prompt", "the cat", *few])
+    letters = tokenizer.encode("the cat")
+    assert cat["prompt_ids"] == ([before, *letters] if packing == "documents" else letters)
+    for made in (empty, cat):
+        ids = made["prompt_ids"] + made["ids"]
+        # Ids are taken as they are, so what was shown gives the same again; and the model says so too.
+        [again] = _json(
+            capsys, ["generate", "run", "--json", "--prompt-ids", ",".join(map(str, made["prompt_ids"])), *few]
+        )
+        assert {name: again[name] for name in ("prompt_ids", "ids", "text", "logprobs")} == {
+            name: made[name] for name in ("prompt_ids", "ids", "text", "logprobs")
+        }
+        logits = np.asarray(trained.model.apply({"params": trained.params}, np.array([ids[:-1]])), np.float64)[0]
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        expected = log_p[np.arange(len(ids) - 1), ids[1:]][-len(made["ids"]) :]
+        np.testing.assert_allclose(made["logprobs"], expected, atol=1e-5)
 
 
 def test_prepare_and_doctor(world: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):

@@ -24,9 +24,9 @@ class GenerateArguments:
     run: RunArgument
     """Run directory."""
     prompt: tuple[str, ...] = ()
-    """Texts to continue, all in one batch; none = start from nothing."""
+    """Texts to continue, all in one batch; none = begin a document."""
     prompt_ids: tuple[str, ...] = ()
-    """Prompts as token ids instead, such as 1,5,9."""
+    """Prompts as token ids instead, such as 1,5,9; taken as they are, without a token that begins a document."""
     checkpoint: str = "best"
     """best (by validation loss), latest, or a step."""
     json: bool = False
@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> int:
         texts = [tokenizer.decode(row) for row in ids]
     else:
         texts = list(asked.prompt) or [""]
-        ids = [tokenizer.encode(text) or [tokenizer.bos_id] for text in texts]
+        ids = [trained.prompt_ids(text) for text in texts]
     generator = Generator(
         trained.model.config, trained.params, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id
     )

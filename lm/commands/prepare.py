@@ -1,10 +1,9 @@
 """`lm prepare`: text to a dataset, without training."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from rich.table import Table
 
 from lm import config as configs
@@ -12,31 +11,40 @@ from lm.commands.exits import DONE
 from lm.commands.shared import open_console, show
 from lm.config import Experiment
 from lm.console import PreparationReporter
+from lm.data.config import DataConfig
 from lm.data.manifest import load_manifest
 from lm.data.prepare import prepare
+from lm.text.tokenizer import TokenizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareArguments:
-    """Options of `lm prepare`: the dataset's settings."""
+    """Options of `lm prepare`: those sections of an experiment that shape a dataset."""
 
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+    data: DataConfig = field(default_factory=DataConfig)
+    """The text and how it is read."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """How text becomes ids."""
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "PrepareArguments":
+        """The sections of an experiment that stand here too."""
+        return cls(**{section.name: getattr(experiment, section.name) for section in dataclasses.fields(cls)})
 
 
 def run(arguments: list[str]) -> int:
     """`lm prepare [CONFIG.py] [--data.source ...] [--tokenizer.kind ...]`."""
-    experiment, description = Experiment(), "Turns text into a dataset; takes the settings of lm train."
-    prog = "lm prepare"
+    experiment, description, prog = Experiment(), "Turns text into a dataset, without training.", "lm prepare"
     if arguments and not arguments[0].startswith("-"):
         path, arguments = Path(arguments[0]), arguments[1:]
         experiment, description, prog = configs.load_file(path), configs.describe(path), f"lm prepare {path}"
-    parsed = configs.parse(
-        PrepareArguments, PrepareArguments(experiment=experiment), arguments, prog=prog, description=description
+    asked = configs.parse(
+        PrepareArguments, PrepareArguments.of(experiment), arguments, prog=prog, description=description
     )
     console = open_console()
     progress = PreparationReporter(console)
     try:
-        folder = prepare(parsed.experiment.data, parsed.experiment.tokenizer, progress)
+        folder = prepare(asked.data, asked.tokenizer, progress)
     finally:
         progress.close()
     manifest = load_manifest(folder)

@@ -40,6 +40,8 @@ def run(arguments: list[str]) -> int:
     if "--resume" in arguments:
         at = arguments.index("--resume")
         check(at + 1 < len(arguments), "--resume needs the run directory to continue")
+        if arguments[at + 1] in ("-h", "--help"):
+            _parse_resume(None, ["--help"], prog="lm train --resume RUN")
         path = Path(arguments[at + 1])
         rest = arguments[:at] + arguments[at + 2 :]
         check(not rest or rest[0].startswith("-"), f"give either a config file or --resume, not both ({rest[:1]})")
@@ -79,11 +81,19 @@ class _ResumeArguments:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
 
 
+def _parse_resume(default: _ResumeArguments | None, arguments: list[str], prog: str) -> _ResumeArguments:
+    free = ", ".join(name + "*" if name.endswith(".") else name for name in runs.FREE_ON_RESUME)
+    description = (
+        "Continues a run that was stopped or killed. A resumed run keeps what it computes; these settings may change:"
+        f" {free}."
+    )
+    return configs.parse(_ResumeArguments, default, arguments, prog=prog, description=description)
+
+
 def _resume(path: Path, rest: list[str]) -> int:
     run = RunDirectory.open(path)
-    prog = f"lm train --resume {path}"
     saved = runs.load_experiment(run)
-    parsed = configs.parse(_ResumeArguments, _ResumeArguments(experiment=saved), rest, prog=prog)
+    parsed = _parse_resume(_ResumeArguments(experiment=saved), rest, prog=f"lm train --resume {path}")
     runs.check_changes(saved, parsed.experiment)
     console = open_console()
     if run.status() == "finished":

@@ -1,0 +1,295 @@
+"""Rules that keep a document as it is or drop it: length, symbols, words, lines, repetition, language, blocked words.
+
+Thresholds follow Gopher (Rae et al. 2021, table A1 and appendix A1.1) and C4 (Raffel et al. 2020). A character of
+Chinese, Japanese or Thai counts as a word of its own, since these are written without spaces.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from lm.errors import UserError, check
+from lm.text.language import identify
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What a rule returns instead of text: the document goes, for this reason."""
+
+    reason: str
+
+
+FilterRule = Callable[[str], str | Dropped]
+
+# Scripts without spaces between words: Thai to Khmer, kana, Han.
+SPACELESS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_SPACED_WORD = re.compile(rf"[^\W{SPACELESS}]+")
+_UNIT = re.compile(rf"[{SPACELESS}]|[^\W{SPACELESS}]+")
+_SPACE = re.compile(r"\s+")
+
+
+def length(*, min_characters: int, max_characters: int | None) -> FilterRule:
+    """Drops documents with fewer or more characters than wanted, spaces not counted."""
+
+    def rule(text: str) -> str | Dropped:
+        if len(text) < min_characters:
+            return Dropped("short")
+        spaces = sum(map(len, _SPACE.findall(text)))
+        if len(text) - spaces < min_characters:
+            return Dropped("short")
+        if max_characters is not None and len(text) - spaces > max_characters:
+            return Dropped("long")
+        return text
+
+    return rule
+
+
+def symbols(*, max_symbol_ratio: float, max_hash_ratio: float) -> FilterRule:
+    """Drops documents of symbols: characters that belong to no word and no sentence; hashes or ellipses by the word."""
+    pattern = _symbol_pattern()
+
+    def rule(text: str) -> str | Dropped:
+        written = len(text) - sum(map(len, _SPACE.findall(text)))
+        if sum(map(len, pattern.findall(text))) > max_symbol_ratio * written:
+            return Dropped("symbols")
+        words = _count(_UNIT, text)
+        if text.count("#") > max_hash_ratio * words:
+            return Dropped("hashes")
+        # …… is one Chinese ellipsis
+        if text.count("...") + text.count("…") - text.count("……") > max_hash_ratio * words:
+            return Dropped("ellipses")
+        return text
+
+    return rule
+
+
+def words(*, min_mean_word: float, max_mean_word: float, min_alphabetic_words: float) -> FilterRule:
+    """Drops documents whose words are too short or long on average, or mostly without a letter (Gopher)."""
+
+    def rule(text: str) -> str | Dropped:
+        found = text.split()
+        if not found:
+            return text
+        plain = [word for word in found if _SPACELESS_CHARACTER.search(word) is None]
+        alphabetic = sum(_LETTER.search(word) is not None for word in found)
+        if alphabetic < min_alphabetic_words * len(found):
+            return Dropped("words without letters")
+        # Text without spaces has no mean word length.
+        if 2 * sum(map(len, plain)) >= sum(map(len, found)):
+            mean = sum(map(len, plain)) / len(plain)
+            if mean < min_mean_word:
+                return Dropped("short words")
+            if mean > max_mean_word:
+                return Dropped("long words")
+        return text
+
+    return rule
+
+
+def lines(*, max_bullet_lines: float, max_ellipsis_lines: float) -> FilterRule:
+    """Drops lists and teasers: documents in which too many lines begin with a bullet or end in an ellipsis (Gopher)."""
+
+    def rule(text: str) -> str | Dropped:
+        total = _count(_LINE, text)
+        if _count(_BULLET, text) > max_bullet_lines * total:
+            return Dropped("bullets")
+        if _count(_ELLIPSIS_END, text) > max_ellipsis_lines * total:
+            return Dropped("ellipses at line ends")
+        return text
+
+    return rule
+
+
+def repeated_lines(*, max_repeated_lines: float, max_repeated_line_characters: float) -> FilterRule:
+    """Drops documents whose lines or paragraphs say again what an earlier one said (Gopher).
+
+    The share of lines, and of characters in lines, that repeat an earlier line; the same for paragraphs, which are what
+    blank lines separate.
+    """
+
+    def rule(text: str) -> str | Dropped:
+        for separator, name in ((_NEWLINES, "lines"), (_PARAGRAPHS, "paragraphs")):
+            pieces = [stripped for piece in separator.split(text) if (stripped := piece.strip())]
+            if len(pieces) < 2:
+                continue
+            distinct = set(pieces)
+            if len(pieces) - len(distinct) > max_repeated_lines * len(pieces):
+                return Dropped(f"repeated {name}")
+            total = sum(map(len, pieces))
+            if total - sum(map(len, distinct)) > max_repeated_line_characters * total:
+                return Dropped(f"characters in repeated {name}")
+        return text
+
+    return rule
+
+
+def repeated_ngrams(*, max_top_ngram: float, max_repeated_ngrams: float) -> FilterRule:
+    """Drops documents that say the same words over and over (Gopher).
+
+    For n of 2, 3, 4: the share of characters in the most frequent n-gram, at most 1, 0.9, 0.8 of `max_top_ngram`. For
+    n of 5 to 10: the share in n-grams that occur more than once, at most `max_repeated_ngrams` for 5, falling evenly to
+    2/3 of it for 10. Characters are counted once, however many n-grams they are in. Gopher's own thresholds are those
+    of 0.20 and 0.15.
+    """
+
+    def rule(text: str) -> str | Dropped:
+        units = _UNIT.findall(text.lower())
+        number = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
+        ids = np.fromiter(map(number.__getitem__, units), np.uint64, len(units))
+        sizes = np.fromiter(map(len, units), np.int64, len(units))
+        total = int(sizes.sum())
+        hashes = _mix(ids)
+        for n in range(2, 11):
+            if len(units) < n + 1:
+                break
+            # The hash of n units from that of n - 1, which began at the same place.
+            hashes = _mix(hashes[:-1] * np.uint64(0x9E3779B97F4A7C15) + _mix(ids[n - 1 :]))
+            if n <= 4:
+                share = _share(_top(hashes), sizes, n, total)
+                if share > max_top_ngram * (1 - 0.1 * (n - 2)):
+                    return Dropped(f"one {n}-gram")
+            else:
+                share = _share(_repeated(hashes), sizes, n, total)
+                if share > max_repeated_ngrams * (1 - (n - 5) / 15):
+                    return Dropped(f"repeated {n}-grams")
+        return text
+
+    return rule
+
+
+def language(*, languages: tuple[str, ...], min_language_confidence: float) -> FilterRule:
+    """Drops documents in other languages than those listed."""
+    wanted = frozenset(languages)
+
+    def rule(text: str) -> str | Dropped:
+        found, confidence = identify(text)
+        if found in wanted and confidence >= min_language_confidence:
+            return text
+        return Dropped(f"language {found}" if found not in wanted else "language uncertain")
+
+    return rule
+
+
+def blocked_words(*, blocked_words: str | None, max_blocked_words: int) -> FilterRule:
+    """Drops documents with more than so many occurrences of words from a list."""
+    check(blocked_words is not None, "clean.blocked_words is not set; it names the file of the rule blocked_words")
+    entries = read_blocked_words(Path(str(blocked_words)))
+    by_word: dict[str, list[re.Pattern[str]]] = {}
+    by_pair: dict[str, list[str]] = {}
+    for entry in entries:
+        if _SPACELESS_CHARACTER.search(entry):
+            by_pair.setdefault(entry[:2], []).append(entry)
+        else:
+            first = _WORD.search(entry)
+            spelled = r"\s+".join(map(re.escape, entry.split()))
+            whole = re.compile(rf"(?<!\w){spelled}(?!\w)")
+            by_word.setdefault(first[0] if first else entry, []).append(whole)
+    single = [pair for pair in by_pair if len(pair) == 1]
+
+    def rule(text: str) -> str | Dropped:
+        text_lower = text.casefold()
+        found = 0
+        # Which words and pairs of characters occur at all is quickly known; few entries are then looked for.
+        if by_word:
+            for word in by_word.keys() & set(_WORD.findall(text_lower)):
+                found += sum(_count(pattern, text_lower) for pattern in by_word[word])
+        if by_pair:
+            pairs = by_pair.keys() & set(map(str.__add__, text_lower, text_lower[1:]))
+            for pair in (*pairs, *single):
+                found += sum(text_lower.count(entry) for entry in by_pair[pair])
+        return Dropped("blocked words") if found > max_blocked_words else text
+
+    return rule
+
+
+def read_blocked_words(path: Path) -> list[str]:
+    """The entries of a list of blocked words: one word or phrase a line, in any case. Raises `UserError`."""
+    try:
+        content = path.expanduser().read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"clean.blocked_words is {str(path)!r}, but there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read clean.blocked_words {path}: {error}") from None
+    entries = [" ".join(line.casefold().split()) for line in content.splitlines()]
+    found = list(dict.fromkeys(entry for entry in entries if entry))
+    check(found, f"clean.blocked_words {path} is empty; it holds one word or phrase a line")
+    return found
+
+
+_WORD = re.compile(r"\w+")
+_LETTER = re.compile(r"[^\W\d_]")
+_SPACELESS_CHARACTER = re.compile(f"[{SPACELESS}]")
+_NEWLINES = re.compile(r"\n+")
+_PARAGRAPHS = re.compile(r"\n[^\S\n]*\n\s*")
+_LINE = re.compile(r"^[^\S\n]*\S", re.MULTILINE)
+_BULLET = re.compile(r"^[^\S\n]*(?:[•‣▪▫●○◦■□◆◇➢►▶·∙※★☆✓✔]|[-*+–—][^\S\n])", re.MULTILINE)
+_ELLIPSIS_END = re.compile(r"(?:\.\.\.|…)[^\S\n]*$", re.MULTILINE)
+
+
+def _count(pattern: re.Pattern[str], text: str) -> int:
+    return sum(1 for _ in pattern.finditer(text))
+
+
+@cache
+def _symbol_pattern() -> re.Pattern[str]:
+    """Runs of characters that are neither space, letter, mark or digit, nor punctuation as sentences have it."""
+    punctuation = frozenset(".,;:!?'\"()-–—…“”‘’«»、。，；：！？（）《》〈〉「」『』【】·¿¡%％&/’")
+    odd = [
+        code
+        for code in range(0x20000)
+        if unicodedata.category(chr(code))[0] in "SPC" and not chr(code).isspace() and chr(code) not in punctuation
+    ]
+    ranges: list[list[int]] = []
+    for code in odd:
+        if ranges and code == ranges[-1][1] + 1:
+            ranges[-1][1] = code
+        else:
+            ranges.append([code, code])
+    return re.compile("[" + "".join(f"\\U{a:08x}-\\U{b:08x}" for a, b in ranges) + "]+")
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Spreads the bits of uint64 `values` (splitmix64), so that sums and products of them hardly ever meet."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _top(hashes: np.ndarray) -> np.ndarray:
+    """Which positions hold the most frequent value; none if every value occurs once."""
+    values, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+    most = counts.max()
+    if most == 1:
+        return np.zeros(len(hashes), bool)
+    earliest = np.where(counts == most, first, len(hashes)).argmin()
+    return hashes == values[earliest]
+
+
+def _repeated(hashes: np.ndarray) -> np.ndarray:
+    """Which positions hold a value that occurs more than once."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    same = ordered[1:] == ordered[:-1]
+    marks = np.zeros(len(hashes), bool)
+    marks[order[1:]] |= same
+    marks[order[:-1]] |= same
+    return marks
+
+
+def _share(starts: np.ndarray, sizes: np.ndarray, n: int, total: int) -> float:
+    """The share of characters in n-grams that begin where `starts` says, each character counted once."""
+    if not starts.any():
+        return 0.0
+    steps = np.zeros(len(sizes) + 1, np.int64)
+    np.add.at(steps, np.flatnonzero(starts), 1)
+    np.subtract.at(steps, np.flatnonzero(starts) + n, 1)
+    return float(sizes[np.cumsum(steps)[:-1] > 0].sum()) / total
