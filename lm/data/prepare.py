@@ -35,7 +35,15 @@ from lm.data.manifest import (
     save_manifest,
 )
 from lm.data.runners import RunnerConfig, Task, check_runner_config, run_tasks, whole_output
-from lm.data.sources import SHAPING_FIELDS_BY_FORM, SkipCounts, Source, fingerprint_file, open_source
+from lm.data.sources import (
+    SkipCounts,
+    Source,
+    check_source_config,
+    fingerprint_file,
+    form_of,
+    open_source,
+    shaping,
+)
 from lm.data.stages import (
     REMOVED,
     DroppedLines,
@@ -51,8 +59,9 @@ from lm.data.statistics import ORDERS, Statistics
 from lm.data.writer import finish_dataset
 from lm.errors import UserError, check
 from lm.text.augment import AugmentConfig, augment_fingerprint, check_augment_config
-from lm.text.clean import CleanConfig, CleanReport, check_clean_config, clean_fingerprint
+from lm.text.clean import RULES, CleanConfig, CleanReport, check_clean_config
 from lm.text.dedup import DedupConfig, check_dedup_config, first_of_cluster, unique_pairs
+from lm.text.filters import read_blocked_words
 from lm.text.tokenizer import (
     Tokenizer,
     TokenizerConfig,
@@ -108,10 +117,10 @@ def prepare(
     tokenizer: TokenizerConfig,
     progress: Progress | None = None,
     *,
-    clean: CleanConfig = CleanConfig(),
-    dedup: DedupConfig = DedupConfig(),
-    augment: AugmentConfig = AugmentConfig(),
-    runner: RunnerConfig = RunnerConfig(),
+    clean: CleanConfig | None = None,
+    dedup: DedupConfig | None = None,
+    augment: AugmentConfig | None = None,
+    runner: RunnerConfig | None = None,
     min_tokens: int = 1,
 ) -> Path:
     """Makes sure that the dataset these settings describe is on disk.
@@ -120,10 +129,10 @@ def prepare(
       data: where text comes from, how it is split, and where datasets live (`root`, `name`).
       tokenizer: which tokenizer; trained kinds learn from the training split.
       progress: told how far things are.
-      clean: the rules every document goes through.
-      dedup: which duplicates are removed.
-      augment: altered copies of training documents.
-      runner: where the work is done; no part of the dataset.
+      clean: the rules every document goes through; none by default.
+      dedup: which duplicates are removed; none by default.
+      augment: altered copies of training documents; none by default.
+      runner: where the work is done, in this process by default; no part of the dataset.
       min_tokens: a new dataset whose training split has fewer is refused and not left behind.
 
     Returns:
@@ -135,7 +144,14 @@ def prepare(
       UserError: for settings or text that cannot be used, an empty training split, or a disk that cannot be written.
     """
     report = progress or (lambda phase, done, total: None)
-    settings = _Settings(data=data, tokenizer=tokenizer, clean=clean, dedup=dedup, augment=augment)
+    settings = _Settings(
+        data=data,
+        tokenizer=tokenizer,
+        clean=clean or CleanConfig(),
+        dedup=dedup or DedupConfig(),
+        augment=augment or AugmentConfig(),
+    )
+    runner = runner or RunnerConfig()
     _check_settings(settings)
     check_runner_config(runner)
     sources = {
@@ -170,6 +186,7 @@ def _check_settings(settings: _Settings) -> None:
     check_dedup_config(settings.dedup)
     check_augment_config(settings.augment)
     data = settings.data
+    check_source_config(data)
     check(
         re.fullmatch(r"[a-z][a-z0-9_]*", data.name),
         f"data.name is {data.name!r}; use lower-case letters, digits and _, and start with a letter",
@@ -218,14 +235,13 @@ def _check_unchanged(before: dict[Path, int], after: dict[Path, int]) -> None:
 def _fingerprint(settings: _Settings, brought: Tokenizer | None, files: dict[str, list[SourceFile]]) -> str:
     """12 hex digits over what shapes the dataset; settings without effect are left out."""
     data = settings.data
-    forms = {role: getattr(data, role).partition(":")[0] for role in files}
     shape: dict[str, Any] = {
         "format": FORMAT_VERSION,
-        "forms": forms,
+        "forms": {role: form_of(getattr(data, role)) for role in files},
         "files": {role: [dataclasses.astuple(file) for file in listed] for role, listed in files.items()},
     }
-    for name in sorted({name for form in forms.values() for name in SHAPING_FIELDS_BY_FORM[form]}):
-        shape[name] = getattr(data, name)
+    for role in files:
+        shape |= shaping(getattr(data, role), data)
     shape["held_out"] = [
         data.validation_fraction if data.validation_source is None else 0,
         data.test_fraction if data.test_source is None else 0,
@@ -233,11 +249,21 @@ def _fingerprint(settings: _Settings, brought: Tokenizer | None, files: dict[str
     if any(shape["held_out"]):
         shape["split_seed"] = data.split_seed
     shape["tokenizer"] = brought.fingerprint() if brought else dataclasses.asdict(settings.tokenizer)
-    shape["clean"] = clean_fingerprint(settings.clean)
+    shape["clean"] = _clean_shape(settings.clean)
     dedup = settings.dedup
     shape["dedup"] = dataclasses.asdict(dedup) if dedup.exact or dedup.near or dedup.lines else {}
     shape["augment"] = augment_fingerprint(settings.augment)
     return hashlib.blake2b(json.dumps(shape, sort_keys=True).encode("utf-8"), digest_size=6).hexdigest()
+
+
+def _clean_shape(clean: CleanConfig) -> dict[str, Any]:
+    """The rules, the options they read, and the blocked words themselves."""
+    if not clean.rules:
+        return {}
+    values = {option: getattr(clean, option) for name in clean.rules for option in RULES[name].options}
+    if values.get("blocked_words") is not None:
+        values["blocked_words"] = read_blocked_words(Path(values["blocked_words"]))
+    return {"rules": list(clean.rules), **values}
 
 
 def _build(
@@ -311,12 +337,15 @@ def _build(
 
 def _shaping(settings: Any) -> dict[str, Any]:
     """The settings as JSON; of `DataConfig` those that shape the dataset, the others are about reading it."""
-    values = dataclasses.asdict(settings)
     if not isinstance(settings, DataConfig):
-        return values
-    always = {"source", "validation_source", "test_source", "validation_fraction", "test_fraction", "split_seed"}
-    kept = always.union(*SHAPING_FIELDS_BY_FORM.values())
-    return {name: value for name, value in values.items() if name in kept}
+        return dataclasses.asdict(settings)
+    roles = {
+        role: source for role in ("source", "validation_source", "test_source") if (source := getattr(settings, role))
+    }
+    values = {name: getattr(settings, name) for name in ("validation_fraction", "test_fraction", "split_seed")}
+    return (
+        roles | values | {name: value for source in roles.values() for name, value in shaping(source, settings).items()}
+    )
 
 
 def _reading_tasks(units: Path, settings: _Settings, sources: dict[str, Source]) -> list[Task]:
@@ -564,7 +593,7 @@ def _split_report(
     statistics = Statistics.merged(part for part, _ in parts)
     token_counts = np.sum([count for _, count in parts], axis=0)
     frequent = np.argsort(-token_counts, kind="stable")[:20]
-    unknown = None if tokenizer.unk_id is None else int(token_counts[tokenizer.unk_id])
+    unknown = None if getattr(tokenizer, "unk_id", None) is None else int(token_counts[tokenizer.unk_id])
     return {
         **dataclasses.asdict(counts),
         "characters": statistics.characters,
@@ -573,9 +602,7 @@ def _split_report(
         "ngrams": {str(n): statistics.top(n, 20) for n in ORDERS},
         "unknown_tokens": unknown,
         "unused_tokens": int((token_counts == 0).sum()),
-        "frequent_tokens": [
-            [tokenizer.id_to_piece(int(i)), int(token_counts[i])] for i in frequent if token_counts[i]
-        ],
+        "frequent_tokens": [[tokenizer.id_to_piece(int(i)), int(token_counts[i])] for i in frequent if token_counts[i]],
     }
 
 

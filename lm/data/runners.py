@@ -1,9 +1,9 @@
 """Runs many small tasks: here, in several processes, or on Apache Beam.
 
-A task is a picklable function of nothing that leaves a file or a folder, `output`, which appears only when it is whole.
-What is done therefore stays done, whoever is killed: the next call skips it. Tasks hand results on through files, never
-through the runner, so the result is the same on one machine and on a thousand; their folder must be one that all workers
-see.
+A task is a picklable function of nothing that leaves a file or a folder, `output`, which appears only when it is
+whole. What is done therefore stays done, whoever is killed: the next call skips it. Tasks hand results on through
+files, never through the runner, so the result is the same on one machine and on a thousand; their folder must be one
+that all workers see.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _run_on_beam(tasks: Sequence[Task], config: RunnerConfig) -> None:
     from apache_beam.options.pipeline_options import PipelineOptions
 
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    flags = list(config.options)
+    flags = ["--default_sdk_harness_log_level=ERROR", *config.options]
     if config.runner == "DirectRunner" and config.workers > 1:
         flags += [f"--direct_num_workers={config.workers}", "--direct_running_mode=multi_processing"]
     with beam.Pipeline(runner=config.runner, options=PipelineOptions(flags)) as pipeline:

@@ -319,9 +319,7 @@ class WriteShard:
                 shard = writer.finish()
             np.save(folder / "token_counts.npy", token_counts)
             (folder / "statistics.json").write_text(json.dumps(statistics.to_dict(), ensure_ascii=False), "utf-8")
-            fields = {
-                name: value for name, value in dataclasses.asdict(shard).items() if not isinstance(value, Path)
-            }
+            fields = {name: value for name, value in dataclasses.asdict(shard).items() if not isinstance(value, Path)}
             (folder / "shard.json").write_text(json.dumps(fields), encoding="utf-8")
             # The shard itself moves to where TFDS looks for it; the folder that says it is done follows.
             target = shard_path(self.dataset, self.name, self.split, self.number, self.count)

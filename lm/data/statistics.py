@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +15,9 @@ ORDERS = (1, 2, 3)
 _SAMPLE_CHARACTERS = 1 << 20  # n-grams are counted over so much text of a shard, from its start
 _DOCUMENT_CHARACTERS = 1 << 16  # and over so much of one document
 _KEPT = 5_000  # n-grams a shard hands on, of each order
-_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+_TOKEN = re.compile(
+    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
+)
 
 
 @dataclass
@@ -76,7 +79,7 @@ def _joined(gram: str | tuple[str, ...]) -> str:
     if isinstance(gram, str):
         return gram
     text = gram[0]
-    for left, right in zip(gram, gram[1:]):
+    for left, right in itertools.pairwise(gram):
         wide = len(left) == len(right) == 1 and ord(left) > 0x2FFF and ord(right) > 0x2FFF
         text += right if wide else f" {right}"
     return text
