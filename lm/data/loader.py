@@ -3,6 +3,9 @@
 The training stream is epoch after epoch of the split's examples, each epoch in an order of its own
 (`lm.data.permutation`). The batch of step s is examples `[s * B, (s + 1) * B)` of that stream, whatever the number of
 processes, worker processes or threads.
+
+Where a function takes a store it also takes a `Mixture` of several; `lm.data.mixture` then says which example is the
+n-th of the stream.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm.data.config import DataConfig
+from lm.data.mixture import MixedExamples, Mixture, MixtureOrder, check_mixture_config
 from lm.data.packing import Batch, Examples, make_examples
 from lm.data.permutation import permute
 from lm.data.store import TokenStore
-from lm.errors import check
+from lm.errors import UserError, check
 
 _ENDLESS = 2**53  # steps; far beyond any run, and within what grain counts
 _THREADS = 2  # that read in the main process; more gain nothing, as much of the work holds Python's lock
@@ -33,8 +37,28 @@ BatchIterator = Generator[Batch, None, None]
 """Reading ahead begins with the first batch; `close()` (or the end, or losing the last reference) ends it."""
 
 
+def check_loader_config(config: DataConfig) -> None:
+    """Raises UserError if a setting of how examples are read is out of range; reads no file."""
+    check(config.seq_len >= 1, f"data.seq-len is {config.seq_len}; it must be at least 1")
+    for name, stride in (("data.stride", config.stride), ("data.eval-stride", config.eval_stride)):
+        check(
+            stride is None or 1 <= stride <= config.seq_len,
+            f"{name} is {stride}; it must be from 1 to data.seq-len ({config.seq_len}), or tokens would be passed over",
+        )
+    check(config.workers >= 0, f"data.workers is {config.workers}; it must be 0 or more")
+    check(config.prefetch >= 1, f"data.prefetch is {config.prefetch}; it must be at least 1")
+    check_mixture_config(config.mixture)
+    if config.mixture.datasets:
+        for name in ("source", "validation_source", "test_source"):
+            value, default = getattr(config, name), getattr(DataConfig, name)
+            check(
+                value == default,
+                f"data.{name} is {value!r}, and data.mixture.datasets names prepared datasets to use; leave one out",
+            )
+
+
 def training_batches(
-    store: TokenStore,
+    store: TokenStore | Mixture,
     config: DataConfig,
     *,
     bos_id: int,
@@ -46,8 +70,8 @@ def training_batches(
     """An endless iterator over the batches of steps `start_step`, `start_step + 1`, …
 
     Args:
-      store: where tokens are read.
-      config: `seq_len`, `packing`, `seed`, `workers` and `prefetch` are used.
+      store: where tokens are read; the training split of one dataset, or of several.
+      config: `seq_len`, `stride`, `packing`, `seed`, `workers` and `prefetch` are used.
       bos_id: the token before each document, when documents are kept apart.
       batch_size: B, rows of the global batch.
       start_step: where to begin; a straight run from there on gives the same batches.
@@ -60,14 +84,15 @@ def training_batches(
     Raises:
       UserError: a setting out of range, a batch that processes cannot share, a corpus shorter than one example.
     """
+    check_loader_config(config)
     check(start_step >= 0, f"start_step is {start_step}; it must be 0 or more")
     rows = _local_rows(batch_size, process_index, process_count)
-    read = _TrainingBatch(_training_examples(store, config, bos_id), config.seed, batch_size, rows)
+    read = _training_batch(store, config, bos_id, batch_size, rows)
     return _iterate(read, range(start_step, _ENDLESS), config)
 
 
 def evaluation_batches(
-    store: TokenStore,
+    store: TokenStore | Mixture,
     config: DataConfig,
     *,
     bos_id: int,
@@ -78,20 +103,24 @@ def evaluation_batches(
 ) -> BatchIterator:
     """An iterator over every example once, in order; arguments and errors as for `training_batches`.
 
+    Every token is scored once. Windows begin `eval_stride` tokens apart. The datasets of a mixture come one after
+    the other; for the result of one alone, give its own store.
+
     The last batch is filled with rows of weight 0, so that all batches have one shape and all processes the same
     number of them. `max_batches` stops earlier.
     """
+    check_loader_config(config)
     rows = _local_rows(batch_size, process_index, process_count)
-    examples = make_examples(store, seq_len=config.seq_len, packing=config.packing, bos_id=bos_id, drop_remainder=False)
+    examples = _examples(store, config, bos_id, training=False)
     n_batches = _count_batches(examples, batch_size, max_batches)
     return _iterate(_EvaluationBatch(examples, batch_size, rows), range(n_batches), config)
 
 
 def n_evaluation_batches(
-    store: TokenStore, config: DataConfig, *, batch_size: int, max_batches: int | None = None
+    store: TokenStore | Mixture, config: DataConfig, *, batch_size: int, max_batches: int | None = None
 ) -> int:
     """How many batches `evaluation_batches` gives."""
-    examples = make_examples(store, seq_len=config.seq_len, packing=config.packing, bos_id=0, drop_remainder=False)
+    examples = _examples(store, config, bos_id=0, training=False)
     return _count_batches(examples, batch_size, max_batches)
 
 
@@ -101,24 +130,48 @@ def _count_batches(examples: Examples, batch_size: int, max_batches: int | None)
     return n_batches if max_batches is None else min(n_batches, max_batches)
 
 
-def n_training_examples(store: TokenStore, config: DataConfig) -> int:
-    """Examples in one epoch. Raises UserError as `training_batches` does."""
-    return len(_training_examples(store, config, bos_id=0))
+def n_training_examples(store: TokenStore | Mixture, config: DataConfig) -> int:
+    """Examples in one epoch: in a mixture, of all datasets. Raises UserError as `training_batches` does."""
+    return len(_examples(store, config, bos_id=0, training=True))
 
 
-def steps_per_epoch(store: TokenStore, config: DataConfig, *, batch_size: int) -> float:
-    """Steps in one epoch; seldom a whole number, as an epoch may end inside a batch."""
+def steps_per_epoch(store: TokenStore | Mixture, config: DataConfig, *, batch_size: int) -> float:
+    """Steps in one epoch; seldom a whole number, as an epoch may end inside a batch.
+
+    In a mixture, steps for as many examples as all datasets have together: some are then seen more than once, others
+    in part (see `epochs_seen`).
+    """
     check(batch_size >= 1, f"batch size is {batch_size}; it must be at least 1")
     return n_training_examples(store, config) / batch_size
 
 
+def epochs_seen(store: Mixture, config: DataConfig, *, batch_size: int, step: int) -> dict[str, float]:
+    """How often each dataset of a mixture, by name, has been gone through when `step` steps are done."""
+    read = _training_batch(store, config, 0, batch_size, np.arange(0))
+    assert isinstance(read.order, MixtureOrder)
+    counts = read.order.counts(step * batch_size)
+    return {part.name: count / size for part, count, size in zip(store.parts, counts, read.order.sizes, strict=True)}
+
+
 def batch_documents(
-    store: TokenStore, config: DataConfig, *, bos_id: int, batch_size: int, step: int
+    store: TokenStore | Mixture, config: DataConfig, *, bos_id: int, batch_size: int, step: int
 ) -> list[list[str]]:
     """The keys of the documents in each row of a step's global batch, to name them or to look at them again."""
-    examples = _training_examples(store, config, bos_id)
-    index = _TrainingBatch(examples, config.seed, batch_size, np.arange(batch_size)).index(step)
-    return [[store.document_key(int(document)) for document in examples.documents(int(i))] for i in index]
+    read = _training_batch(store, config, bos_id, batch_size, np.arange(batch_size))
+    documents = [read.examples.documents(int(index)) for index in read.index(step)]
+    return [[store.document_key(int(document)) for document in row] for row in documents]
+
+
+@dataclass(frozen=True)
+class _EpochOrder:
+    """Which example is the n-th of the stream, where there is one dataset: epoch after epoch."""
+
+    n: int
+    seed: int
+
+    def __call__(self, place: np.ndarray) -> np.ndarray:
+        epoch, position = np.divmod(place, self.n)
+        return permute(position, self.n, seed=self.seed, epoch=epoch)
 
 
 @dataclass(frozen=True)
@@ -126,14 +179,12 @@ class _TrainingBatch:
     """Step to batch. A class and not a closure, so that it reaches worker processes."""
 
     examples: Examples
-    seed: int
+    order: _EpochOrder | MixtureOrder
     batch_size: int
     rows: np.ndarray
 
     def index(self, step: int) -> np.ndarray:
-        n = len(self.examples)
-        epoch, position = np.divmod(step * self.batch_size + self.rows, n)
-        return permute(position, n, seed=self.seed, epoch=epoch)
+        return self.order(step * self.batch_size + self.rows)
 
     def __call__(self, step: int) -> Batch:
         return self.examples.batch(self.index(step))
@@ -150,8 +201,34 @@ class _EvaluationBatch:
         return self.examples.batch(np.where(index < len(self.examples), index, -1))
 
 
-def _training_examples(store: TokenStore, config: DataConfig, bos_id: int) -> Examples:
-    return make_examples(store, seq_len=config.seq_len, packing=config.packing, bos_id=bos_id)
+def _training_batch(
+    store: TokenStore | Mixture, config: DataConfig, bos_id: int, batch_size: int, rows: np.ndarray
+) -> _TrainingBatch:
+    examples = _examples(store, config, bos_id, training=True)
+    if isinstance(store, Mixture):
+        assert isinstance(examples, MixedExamples)
+        order = store.order(examples.sizes, batch_size=batch_size, seed=config.seed)
+        return _TrainingBatch(examples, order, batch_size, rows)
+    return _TrainingBatch(examples, _EpochOrder(len(examples), config.seed), batch_size, rows)
+
+
+def _examples(store: TokenStore | Mixture, config: DataConfig, bos_id: int, *, training: bool) -> Examples:
+    if isinstance(store, Mixture):
+        parts = []
+        for part in store.parts:
+            try:
+                parts.append(_examples(part.store, config, bos_id, training=training))
+            except UserError as error:
+                raise UserError(f"{part.name}: {error}") from None
+        return MixedExamples(store, parts)
+    return make_examples(
+        store,
+        seq_len=config.seq_len,
+        packing=config.packing,
+        bos_id=bos_id,
+        stride=config.stride if training else config.eval_stride,
+        training=training,
+    )
 
 
 def _local_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
@@ -165,8 +242,6 @@ def _local_rows(batch_size: int, process_index: int, process_count: int) -> np.n
 
 
 def _iterate(read: Callable[[int], Batch], steps: range, config: DataConfig) -> BatchIterator:
-    check(config.workers >= 0, f"data.workers is {config.workers}; it must be 0 or more")
-    check(config.prefetch >= 1, f"data.prefetch is {config.prefetch}; it must be at least 1")
     if config.workers:
         return _with_workers(read, steps, config.workers, ahead=max(config.prefetch, config.workers))
     return _with_threads(read, steps, min(config.prefetch, _THREADS), ahead=config.prefetch)

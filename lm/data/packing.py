@@ -1,8 +1,13 @@
 """From a stream of tokens to examples of one length: example i is a function of (store, settings, i) and nothing else.
 
-`stream` cuts the concatenated documents every `seq_len` tokens. `documents` keeps documents apart: each becomes one
-piece, or several when it is longer than `seq_len`, and pieces are packed whole into examples with as little padding
-as best-fit decreasing leaves.
+A window holds `seq_len` targets, and windows begin every `stride` targets: `seq_len` apart, or closer, so that they
+overlap. `stream` lays windows over the concatenated documents. `documents` and `pad` keep documents apart: each becomes
+one piece, or several windows when it is longer than `seq_len`. `documents` packs pieces whole into examples with as
+little padding as best-fit decreasing leaves, `pad` gives each an example of its own.
+
+Training scores all that is in a window, so a token trains once in every window that holds it. Evaluation scores each
+token once, in the first window that holds it, where what precedes it in the overlap is context: with a small stride
+that is the sliding-window perplexity.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from lm.data.store import TokenStore, ranges
 from lm.errors import UserError, check
 
 Batch = dict[str, np.ndarray]
+Packing = Literal["stream", "documents", "pad"]
 
 # In the name of cached packings; count it up when the packing changes.
 _VERSION = 1
@@ -49,43 +55,53 @@ def make_examples(
     store: TokenStore,
     *,
     seq_len: int,
-    packing: Literal["stream", "documents"],
+    packing: Packing,
     bos_id: int,
-    drop_remainder: bool = True,
+    stride: int | None = None,
+    training: bool = True,
 ) -> Examples:
     """The examples of a split.
 
     Args:
       store: where tokens are read.
       seq_len: T, inputs (and targets) in one example.
-      packing: `stream` or `documents`.
+      packing: `stream`, `documents` or `pad`.
       bos_id: the token before the first token of a document, when documents are kept apart.
-      drop_remainder: leave out a stream's last, shorter example (training) or pad it (evaluation).
+      stride: targets from the beginning of a window to that of the next, at most T; None for T.
+      training: leave out a stream's last, shorter window and score all in the others; otherwise pad it, and score
+        every token once.
 
     Raises:
       UserError: a setting out of range, or a corpus shorter than one example.
     """
     check(seq_len >= 1, f"data.seq-len is {seq_len}; it must be at least 1")
+    stride = seq_len if stride is None else stride
+    check(
+        1 <= stride <= seq_len,
+        f"the stride is {stride}; it must be between 1 and data.seq-len ({seq_len}), or tokens would be passed over",
+    )
     # Training on a corpus shorter than one example is nearly always a mistake; scoring one is not.
-    needed = seq_len + 1 if drop_remainder else 2 if packing == "stream" else 1
+    needed = seq_len + 1 if training else 2 if packing == "stream" else 1
     if store.n_tokens < needed:
-        what = f"data.seq-len {seq_len} needs at least {needed}" if drop_remainder else f"at least {needed} are needed"
+        what = f"data.seq-len {seq_len} needs at least {needed}" if training else f"at least {needed} are needed"
         raise UserError(f"the corpus has {store.n_tokens} tokens and {what}; add text or make data.seq-len smaller")
     if packing == "stream":
-        return StreamExamples(store, seq_len, drop_remainder=drop_remainder)
-    if packing == "documents":
-        return DocumentExamples(store, seq_len, bos_id)
-    raise UserError(f"data.packing is {packing!r}; it must be stream or documents")
+        return StreamExamples(store, seq_len, stride, training=training)
+    if packing in ("documents", "pad"):
+        return DocumentExamples(store, seq_len, stride, bos_id, packed=packing == "documents", training=training)
+    raise UserError(f"data.packing is {packing!r}; it must be stream, documents or pad")
 
 
 class StreamExamples:
-    """Example i reads tokens `[i*T, (i+1)*T]` of the stream: inputs all but the last, targets all but the first."""
+    """Example i reads tokens `[i*S, i*S + T]` of the stream: inputs all but the last, targets all but the first."""
 
-    def __init__(self, store: TokenStore, seq_len: int, *, drop_remainder: bool):
+    def __init__(self, store: TokenStore, seq_len: int, stride: int, *, training: bool):
         self._store = store
         self._seq_len = seq_len
-        targets = max(store.n_tokens - 1, 0)  # every token but the very first is predicted once
-        self._n = targets // seq_len if drop_remainder else -(-targets // seq_len)
+        self._stride = stride
+        self._training = training
+        beyond_first = store.n_tokens - 1 - seq_len  # targets; the very first token of all is none
+        self._n = 1 + (beyond_first // stride if training else -(-max(beyond_first, 0) // stride))
 
     def __len__(self) -> int:
         return self._n
@@ -94,20 +110,22 @@ class StreamExamples:
         """Rows without `segments`: nothing separates documents, so that the plain causal kernel serves."""
         T = self._seq_len
         index = _check_index(index, self._n)
-        starts = np.maximum(index, 0) * T
+        starts = np.maximum(index, 0) * self._stride
         lengths = np.where(index < 0, 0, np.minimum(T + 1, self._store.n_tokens - starts))
         block = np.zeros((len(index), T + 1), np.int32)
         block[np.arange(T + 1) < lengths[:, None]] = self._store.read_ranges(starts, lengths)
+        seen = np.where((starts == 0) | self._training, 0, T - self._stride)  # targets that an earlier window scored
+        column = np.arange(T)
         return {
             "tokens": np.ascontiguousarray(block[:, :-1]),
             "targets": np.ascontiguousarray(block[:, 1:]),
-            "weights": (np.arange(1, T + 1) < lengths[:, None]).astype(np.float32),
+            "weights": ((column + 1 < lengths[:, None]) & (column >= seen[:, None])).astype(np.float32),
             "positions": np.tile(np.arange(T, dtype=np.int32), (len(index), 1)),
         }
 
     def documents(self, index: int) -> np.ndarray:
         """Documents that overlap the tokens of the example."""
-        offsets, start = self._store.document_offsets, int(_check_index(np.array([index]), self._n)[0]) * self._seq_len
+        offsets, start = self._store.document_offsets, int(_check_index(np.array([index]), self._n)[0]) * self._stride
         stop = min(start + self._seq_len + 1, self._store.n_tokens)
         return np.arange(
             np.searchsorted(offsets, start, side="right") - 1, np.searchsorted(offsets, stop - 1, side="right")
@@ -115,17 +133,23 @@ class StreamExamples:
 
 
 class DocumentExamples:
-    """Documents kept apart: inputs `[bos] + ids`, targets `ids + [eos]`, packed whole where they fit.
+    """Documents kept apart: inputs `[bos] + ids`, targets `ids + [eos]`, packed whole where they fit, or padded.
 
-    A document with more than T targets is cut every T targets. A later piece begins with the last token of the
-    piece before it, so that every target is scored once; its positions restart and attention does not reach back.
+    A document with more than T targets becomes pieces of at most T targets that begin every S targets. A later
+    piece's first input is the token before its first target; its positions restart and attention does not reach back.
     """
 
-    def __init__(self, store: TokenStore, seq_len: int, bos_id: int):
+    def __init__(self, store: TokenStore, seq_len: int, stride: int, bos_id: int, *, packed: bool, training: bool):
         self._store = store
         self._seq_len = seq_len
+        self._stride = stride
         self._bos_id = bos_id
-        self._example_offsets, self._piece_starts = _packing_index(store, seq_len)
+        self._training = training
+        if packed:
+            self._example_offsets, self._piece_starts = _packing_index(store, seq_len, stride)
+        else:
+            self._piece_starts = _piece_starts(store.document_offsets, seq_len, stride)
+            self._example_offsets = np.arange(len(self._piece_starts) + 1)
 
     def __len__(self) -> int:
         return len(self._example_offsets) - 1
@@ -147,8 +171,10 @@ class DocumentExamples:
         tokens[first[~opens]] = read[before[~opens]]
 
         where = ranges(row * T + begins, lengths)
+        place = ranges(np.zeros_like(lengths), lengths)  # in the piece
+        seen = np.where(opens | self._training, 0, T - self._stride)  # targets that an earlier piece scored
 
-        def scatter(values: np.ndarray | float, dtype: type) -> np.ndarray:
+        def scatter(values: np.ndarray, dtype: type) -> np.ndarray:
             out: np.ndarray = np.zeros(N * T, dtype)
             out[where] = values
             return out.reshape(N, T)
@@ -156,8 +182,8 @@ class DocumentExamples:
         return {
             "tokens": scatter(tokens, np.int32),
             "targets": scatter(targets, np.int32),
-            "weights": scatter(1.0, np.float32),
-            "positions": scatter(ranges(np.zeros_like(lengths), lengths), np.int32),
+            "weights": scatter((place >= np.repeat(seen, lengths)).astype(np.float32), np.float32),
+            "positions": scatter(place, np.int32),
             "segments": scatter(np.repeat(rank + 1, lengths), np.int32),
         }
 
@@ -234,19 +260,20 @@ def pack(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     return bin_of_piece, n_bins
 
 
-def _packing_index(store: TokenStore, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+def _packing_index(store: TokenStore, seq_len: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """(int64 [n_examples + 1] offsets into pieces, int64 [n_pieces] first target of each), cached on disk if possible.
 
     The cache is named by what it depends on. A file appears whole or not at all, and whoever computes it writes the
     same bytes, so that processes that race do no harm.
     """
     if store.index_dir is None:
-        return _pack_documents(store.document_offsets, seq_len)
+        return _pack_documents(store.document_offsets, seq_len, stride)
     digest = hashlib.blake2b(np.ascontiguousarray(store.document_offsets).data, digest_size=8).hexdigest()
-    stem = f"{store.index_name}.packing-v{_VERSION}-{seq_len}-{digest}"
+    lengths = f"{seq_len}" if stride == seq_len else f"{seq_len}-{stride}"
+    stem = f"{store.index_name}.packing-v{_VERSION}-{lengths}-{digest}"
     paths = [store.index_dir / f"{stem}.{part}.npy" for part in ("examples", "pieces")]
     if not all(path.exists() for path in paths):
-        arrays = _pack_documents(store.document_offsets, seq_len)
+        arrays = _pack_documents(store.document_offsets, seq_len, stride)
         try:
             for path, array in zip(paths, arrays):
                 _save_atomically(path, array)
@@ -256,11 +283,18 @@ def _packing_index(store: TokenStore, seq_len: int) -> tuple[np.ndarray, np.ndar
     return offsets, starts
 
 
-def _pack_documents(document_offsets: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+def _piece_starts(document_offsets: np.ndarray, seq_len: int, stride: int) -> np.ndarray:
+    """The first target of each piece, int64 [n_pieces], in the order of the stream."""
     document_lengths = np.diff(document_offsets)
-    pieces_of = -(-document_lengths // seq_len)
-    starts = np.repeat(document_offsets[:-1], pieces_of) + ranges(np.zeros_like(pieces_of), pieces_of) * seq_len
-    lengths = np.minimum(np.repeat(document_offsets[1:], pieces_of) - starts, seq_len)
+    pieces_of = np.where(document_lengths > 0, 1 - (-np.maximum(document_lengths - seq_len, 0) // stride), 0)
+    first = np.repeat(document_offsets[:-1], pieces_of)
+    return first + ranges(np.zeros_like(pieces_of), pieces_of) * stride
+
+
+def _pack_documents(document_offsets: np.ndarray, seq_len: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    starts = _piece_starts(document_offsets, seq_len, stride)
+    document = np.searchsorted(document_offsets, starts, side="right") - 1
+    lengths = np.minimum(document_offsets[document + 1] - starts, seq_len)
     bins, n_bins = pack(lengths, seq_len)
     # Bins come out longest piece first. Shuffle them, so that the first few of an evaluation are a fair sample.
     bins = permute(np.arange(n_bins), n_bins, seed=0)[bins] if n_bins else bins

@@ -36,9 +36,9 @@ def test_stream_equals_its_twin(lengths: list[int], seq_len: int, drop: bool) ->
     stream = store.read(0, store.n_tokens).tolist()
     if store.n_tokens < (seq_len + 1 if drop else 2):
         with pytest.raises(UserError, match="the corpus has"):
-            make_examples(store, seq_len=seq_len, packing="stream", bos_id=BOS, drop_remainder=drop)
+            make_examples(store, seq_len=seq_len, packing="stream", bos_id=BOS, training=drop)
         return
-    examples = make_examples(store, seq_len=seq_len, packing="stream", bos_id=BOS, drop_remainder=drop)
+    examples = make_examples(store, seq_len=seq_len, packing="stream", bos_id=BOS, training=drop)
     twin = [stream[i : i + seq_len + 1] for i in range(0, len(stream) - 1, seq_len)]
     twin = [piece for piece in twin if len(piece) == seq_len + 1 or not drop]
     assert len(examples) == len(twin)
@@ -61,7 +61,7 @@ def test_stream_equals_its_twin(lengths: list[int], seq_len: int, drop: bool) ->
 @given(lengths=corpora, seq_len=st.integers(1, 24))
 def test_documents_equal_their_twin(lengths: list[int], seq_len: int) -> None:
     store = make_store(lengths)
-    examples = make_examples(store, seq_len=seq_len, packing="documents", bos_id=BOS, drop_remainder=False)
+    examples = make_examples(store, seq_len=seq_len, packing="documents", bos_id=BOS, training=False)
     # The twin: pieces of (input, target) pairs.
     pieces = []
     for d in range(len(lengths)):
@@ -180,8 +180,8 @@ class Mistake:
         Mistake([9], {"seq_len": 0}, "data.seq-len is 0; it must be at least 1"),
         Mistake([9], {"seq_len": 10}, "the corpus has 10 tokens and data.seq-len 10 needs at least 11; add text or"),
         Mistake([9], {"packing": "documents", "seq_len": 10}, "the corpus has 10 tokens and data.seq-len 10 needs"),
-        Mistake([], {"drop_remainder": False}, "the corpus has 0 tokens and at least 2 are needed"),
-        Mistake([9], {"packing": "bins", "seq_len": 2}, "data.packing is 'bins'; it must be stream or documents"),
+        Mistake([], {"training": False}, "the corpus has 0 tokens and at least 2 are needed"),
+        Mistake([9], {"packing": "bins", "seq_len": 2}, "data.packing is 'bins'; it must be stream, documents or pad"),
     ],
 )
 def test_user_errors(mistake: Mistake) -> None:

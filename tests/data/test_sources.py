@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ BAD = {
     "deep json": ("jsonl:{tmp}/deep.jsonl", {}, "deep.jsonl:1 is not valid JSON"),
     "no object": ("jsonl:{tmp}/list.jsonl", {}, "list.jsonl:1 is not a JSON object but list"),
     "no field": ("jsonl:{tmp}/bad.jsonl", {"field": "body"}, "bad.jsonl:1 has no field 'body'; it has 'text'"),
-    "no string": ("jsonl:{tmp}/number.jsonl", {}, "field 'text' holds int, not a string"),
+    "no string": ("jsonl:{tmp}/number.jsonl", {}, "field 'text' holds int, not text"),
     "unknown tfds": ("tfds:there_is_no_such_dataset", {}, "cannot open source 'tfds:there_is_no_such_dataset'"),
     "no tfds folder": ("tfds:{tmp}", {}, "cannot open source"),
     "no tfds split": ("tfds:{tmp}/tfds#none", {"field": "key"}, "has no split 'none'; it has train, test"),
@@ -140,3 +141,60 @@ def test_bad_input_is_answered_in_one_line(tmp_path: Path, source: str, settings
     with pytest.raises(UserError, match=message) as caught:
         read(source.replace("{tmp}", str(tmp_path)), **settings)
     assert "\n" not in str(caught.value)
+
+
+def unit_texts(source: str, target: int, **settings: object) -> list[list[tuple[str, str]]]:
+    """Documents by unit; each is read by a source of its own that has travelled, as in a worker process."""
+    opened = open_source(source, DataConfig(**settings))
+    units = opened.units(target)
+    assert units == pickle.loads(pickle.dumps(units))
+    assert sum(unit.bytes for unit in units) == sum(path.stat().st_size for _, path in opened.files())
+    found = []
+    for unit in units:
+        worker = pickle.loads(pickle.dumps(opened))
+        found.append([(document.key, document.text) for document in worker.read(unit)])
+        assert worker.bytes_read == unit.bytes
+        assert worker.skipped.total == 0
+    return found
+
+
+TRICKY = "one\r\n\n \n二二\n\u3000\nthree\nfour\n\n\n\t\nפו שש\ne\u0301\x00\n\nlast"
+
+
+@pytest.mark.parametrize("target", [1, 2, 5, 8, 13, 1000])
+@pytest.mark.parametrize("document", ["line", "paragraph", "file"])
+def test_units_hold_exactly_the_documents(tmp_path: Path, document: str, target: int):
+    texts = [TRICKY, "", "\n", "\n\n\n", "a", "b\n", "c\n\nd\n", TRICKY.replace("\n", " \n ")]
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_bytes(text.encode())
+    source = f"text:{tmp_path}/*.txt"
+    # NUL bytes in the first kilobytes are taken for a binary file's, so these come later.
+    for i in (0, 7):
+        (tmp_path / f"{i}.txt").write_bytes(b"x" * 9000 + b"\n" + texts[i].encode())
+    units = unit_texts(source, target, document=document)
+    assert [found for unit in units for found in unit] == read(source, document=document)
+    if target == 1 and document == "line":
+        assert max(map(len, units)) == 1, "a line a unit"
+    if target == 1000:
+        assert len(units) <= 4, "small files share a unit"
+
+
+def test_units_of_jsonl_are_near_the_size_asked_for(tmp_path: Path):
+    lines = [json.dumps({"text": "词" * (i % 50)}) + "\n" for i in range(2000)]
+    (tmp_path / "t.jsonl").write_text("".join(lines))
+    size = (tmp_path / "t.jsonl").stat().st_size
+    opened = open_source(f"jsonl:{tmp_path}/t.jsonl", DataConfig())
+    units = opened.units(10_000)
+    assert len(units) == pytest.approx(size / 10_000, abs=2 + size / 10_000 * 0.05)
+    assert [d for unit in units for d in opened.read(unit)] == list(opened.documents())
+    assert [d.key for d in opened.documents()][-1] == "t.jsonl:2000"
+
+
+def test_units_of_tfds_and_stdlib(tmp_path: Path):
+    write_tfds(tmp_path, ["zero", "一", "two", "three", "four"])
+    units = unit_texts(f"tfds:{tmp_path}", 1, field="key")
+    assert [found for unit in units for found in unit] == read(f"tfds:{tmp_path}", field="key")
+    assert len(units) == 4
+    units = open_source("python-stdlib", DataConfig()).units(1 << 20)
+    assert 5 < len(units) < 100
+    assert max(unit.bytes for unit in units) < 2 << 20

@@ -1,0 +1,121 @@
+"""Sources of text: a stream of documents, and fingerprints of the files they come from.
+
+A source is a string, FORM:WHERE (`FORMS`). To add a form, write a class like those of this package, list it in
+`open_source`, and name in `SHAPING_FIELDS_BY_FORM` the settings that change its documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lm.data.config import DataConfig
+from lm.data.sources.base import Document, Part, SkipCounts, Source, Unit, fingerprint_file, match
+from lm.data.sources.encodings import plain_name
+from lm.data.sources.files import FileSource
+from lm.data.sources.libraries import Tfds
+from lm.data.sources.records import JsonLines
+from lm.data.sources.text import StandardLibrary, TextFiles
+from lm.errors import check
+
+__all__ = [
+    "FORMS",
+    "SHAPING_FIELDS_BY_FORM",
+    "Document",
+    "Part",
+    "SkipCounts",
+    "Source",
+    "Unit",
+    "check_source_config",
+    "documents",
+    "fingerprint_file",
+    "form_of",
+    "open_source",
+    "shaping",
+]
+
+FORMS = "text:GLOB, jsonl:GLOB, tfds:NAME[/CONFIG][#SPLIT] or python-stdlib"
+
+_FILES: dict[str, Callable[[DataConfig, list[tuple[str, Path]]], FileSource]] = {
+    "text": TextFiles,
+    "jsonl": JsonLines,
+}
+_LIBRARIES: dict[str, Callable[[DataConfig, str], Source]] = {"tfds": Tfds}
+
+_ANY_FILE = ("encoding", "on_error", "max_document_bytes")
+_RECORD = ("field", "group_field")
+SHAPING_FIELDS_BY_FORM: dict[str, tuple[str, ...]] = {
+    "text": ("document", *_ANY_FILE),
+    "jsonl": (*_RECORD, *_ANY_FILE),
+    "tfds": (*_RECORD, "on_error"),
+    "python-stdlib": (),
+}
+"""The settings of `DataConfig` that change the documents of each form; see `shaping`."""
+
+
+def form_of(source: str) -> str:
+    """What stands before the colon of a source: a key of `SHAPING_FIELDS_BY_FORM`. Raises `UserError` for others."""
+    form, _, where = source.partition(":")
+    check(
+        form in SHAPING_FIELDS_BY_FORM and bool(where) == (form != "python-stdlib"),
+        f"unknown source {source!r}; choose {FORMS}",
+    )
+    return form
+
+
+def shaping(source: str, config: DataConfig) -> dict[str, Any]:
+    """The settings that change the documents of a source, with their values.
+
+    Settings that came later and are as if they weren't there are left out: `on_error` "stop", which either changes
+    nothing or leaves no dataset, a limit that only then counts, no group, UTF-8, a header.
+    """
+    found = {name: getattr(config, name) for name in SHAPING_FIELDS_BY_FORM[form_of(source)]}
+    if found.get("on_error") != "skip":
+        found.pop("max_document_bytes", None)
+    without_effect = {"on_error": "stop", "group_field": None, "encoding": "utf-8", "header": True}
+    if "encoding" in found:
+        found["encoding"] = plain_name(config.encoding)
+    return {name: value for name, value in found.items() if without_effect.get(name, ...) != value}
+
+
+def check_source_config(config: DataConfig) -> None:
+    """Raises `UserError` for settings of sources that cannot be."""
+    plain_name(config.encoding)
+    check(config.on_error in ("stop", "skip"), f"data.on_error is {config.on_error!r}; choose stop or skip")
+    check(
+        config.max_document_bytes >= 1,
+        f"data.max_document_bytes is {config.max_document_bytes}; it must be at least 1",
+    )
+    form = form_of(config.source)
+    check(
+        config.group_field is None or "group_field" in SHAPING_FIELDS_BY_FORM[form],
+        f"data.group_field is {config.group_field!r}, but documents of {form} sources have no fields; leave it out",
+    )
+
+
+def open_source(source: str, config: DataConfig) -> Source:
+    """Finds the files of a source.
+
+    Args:
+      source: one of the forms above.
+      config: says what one document is (`document`), which field holds text (`field`), and so on.
+
+    Returns:
+      The source. Nothing but names has been read.
+
+    Raises:
+      UserError: if the form is unknown, nothing is there, or a setting cannot be.
+    """
+    form = form_of(source)
+    check_source_config(config)
+    if form in _LIBRARIES:
+        return _LIBRARIES[form](config, source)
+    if form in _FILES:
+        return _FILES[form](config, match(source, source.partition(":")[2]))
+    return StandardLibrary(config)
+
+
+def documents(source: str, config: DataConfig) -> Iterator[Document]:
+    """Streams the documents of a source; see `open_source`."""
+    return open_source(source, config).documents()

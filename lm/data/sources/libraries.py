@@ -1,0 +1,109 @@
+"""`tfds:`, datasets that another library has prepared on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lm.data.config import DataConfig
+from lm.data.sources.base import BaseSource, Document, Part, listed, one_line
+from lm.data.sources.records import documents_of
+from lm.errors import UserError, check
+
+
+class RecordSource(BaseSource):
+    """A source of numbered records that are read in any order; subclasses give `files`, `count` and `record`."""
+
+    def __init__(self, config: DataConfig, source: str):
+        super().__init__(config)
+        self.source = source
+        self.name, _, split = source.partition(":")[2].partition("#")
+        self.split = split or "train"
+        self._opened: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Open files do not travel."""
+        return {**self.__dict__, "_opened": None}
+
+    def count(self) -> int:
+        """How many records there are."""
+        raise NotImplementedError
+
+    def record(self, i: int) -> dict[str, Any]:
+        """The values of record `i` by field."""
+        raise NotImplementedError
+
+    def parts(self, target_bytes: int | None) -> Iterator[Part]:
+        """See `BaseSource`."""
+        path = self.files()[0][1]
+        total, count = sum(path.stat().st_size for _, path in self.files()), self.count()
+        step = count if target_bytes is None else max(1, count * target_bytes // max(total, 1))
+        for start in range(0, count, max(step, 1)):
+            stop = min(start + step, count)
+            yield Part(self.split, path, total * stop // count - total * start // count, start, stop)
+
+    def read_part(self, part: Part) -> Iterator[Document]:
+        """See `BaseSource`."""
+        assert part.stop is not None
+        for i in range(part.start, part.stop):
+            self.progress(part.bytes * (i - part.start) // (part.stop - part.start))
+            yield from documents_of(self, self.record(i), f"{part.key}:{i}", f"{self.source} record {i}")
+
+
+class Tfds(RecordSource):
+    """`tfds:NAME[/CONFIG][#SPLIT]` or `tfds:FOLDER[#SPLIT]`, in ArrayRecord format."""
+
+    def __init__(self, config: DataConfig, source: str):
+        super().__init__(config, source)
+        builder, _ = self._open()
+        for field, setting in ((config.field, "data.field"), (config.group_field, "data.group_field")):
+            check(
+                field is None or field in builder.info.features,
+                f"source {source!r} has no field {field!r}; it has {listed(builder.info.features)}: set {setting}",
+            )
+
+    def _open(self) -> tuple[Any, Any]:
+        """The builder and the records."""
+        if self._opened is None:
+            self._opened = self._open_anew()
+        return self._opened
+
+    def _open_anew(self) -> tuple[Any, Any]:
+        import tensorflow_datasets as tfds
+
+        source, folder = self.source, Path(self.name).expanduser()
+        try:
+            builder = tfds.builder_from_directory(folder) if folder.is_dir() else tfds.builder(self.name, try_gcs=False)
+        except Exception as error:  # TFDS raises its own kinds for unknown names, broken folders, missing modules.
+            raise UserError(f"cannot open source {source!r}: {one_line(error)}") from None
+        folder = Path(builder.data_dir)
+        check(
+            (folder / "dataset_info.json").is_file(),
+            f"source {source!r} is not prepared in {folder}; prepare it with TFDS, file_format='array_record'",
+        )
+        try:
+            return builder, builder.as_data_source(split=self.split)
+        except NotImplementedError:
+            raise UserError(
+                f"source {source!r} is stored as {builder.info.file_format}; "
+                "prepare it with TFDS again, file_format='array_record'"
+            ) from None
+        except ValueError:
+            raise UserError(
+                f"source {source!r} has no split {self.split!r}; it has {', '.join(builder.info.splits)}"
+            ) from None
+
+    def files(self) -> list[tuple[str, Path]]:
+        """See `Source`."""
+        shards = self._open()[0].info.splits[self.split].filepaths
+        # A slice (train[:1%]) is no file; as part of the key it still counts in fingerprints.
+        return [(f"{Path(shard).name}#{self.split}", Path(shard)) for shard in shards]
+
+    def count(self) -> int:
+        """See `RecordSource`."""
+        return len(self._open()[1])
+
+    def record(self, i: int) -> dict[str, Any]:
+        """See `RecordSource`."""
+        return self._open()[1][i]

@@ -1,0 +1,91 @@
+"""`jsonl:` and `json:`, files of JSON objects; and how a record becomes a document, in every form that has records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lm.data.sources.base import (
+    BROKEN_JSON,
+    NO_FIELD,
+    NOT_TEXT,
+    UNDECODABLE,
+    BaseSource,
+    Document,
+    Part,
+    kind,
+    listed,
+    one_line,
+)
+from lm.data.sources.files import FileSource
+
+
+def documents_of(source: BaseSource, record: Mapping[str, Any], key: str, where: str) -> Iterator[Document]:
+    """The document of a record, or none, once its problem is told.
+
+    Args:
+      source: whose settings name the fields, and which is told of problems.
+      record: values by field.
+      key: the document's key.
+      where: where it stands, for messages.
+    """
+    field, group_field = source.config.field, source.config.group_field
+    for name, setting in ((field, "data.field"), (group_field, "data.group_field")):
+        if name is not None and name not in record:
+            source.problem(NO_FIELD, f"{where} has no field {name!r}; it has {listed(record)}", f"set {setting}")
+            return
+    text = record[field]
+    if isinstance(text, list) and all(isinstance(line, str) for line in text):
+        text = "\n".join(text)
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            source.problem(UNDECODABLE, f"{where} is not UTF-8 at byte {error.start} of {field!r}", "set data.field")
+            return
+    if not isinstance(text, str):
+        source.problem(NOT_TEXT, f"{where}: field {field!r} holds {kind(text)}, not text", "set data.field")
+        return
+    group = None if group_field is None else record[group_field]
+    if isinstance(group, bytes):
+        group = group.decode("utf-8", "backslashreplace")
+    if isinstance(group, list | dict):
+        source.problem(
+            NOT_TEXT,
+            f"{where}: field {group_field!r} holds {kind(group)}, not one value",
+            "set data.group_field",
+        )
+        return
+    yield Document(key, text, None if group is None else str(group))
+
+
+class JsonLines(FileSource):
+    """`jsonl:GLOB`, one JSON object a line; blank lines are passed over."""
+
+    cut_at = "line"
+
+    def read_file(self, part: Part, encoding: str) -> Iterator[Document]:
+        """See `FileSource`."""
+        for line in self.lines(part, encoding):
+            if line.problem is not None:
+                self.problem(*line.problem)
+            elif line.text.strip():
+                where = f"{part.path}:{line.number}"
+                try:
+                    record = json.loads(line.text)
+                except (ValueError, RecursionError) as error:
+                    self.problem(BROKEN_JSON, f"{where} is not valid JSON ({one_line(error)})", "mend the line")
+                    continue
+                yield from json_documents(self, record, f"{part.key}:{line.number}", where)
+
+
+def json_documents(source: BaseSource, record: Any, key: str, where: str) -> Iterator[Document]:
+    """`documents_of` something that JSON was parsed to."""
+    if not isinstance(record, dict):
+        source.problem(BROKEN_JSON, f"{where} is not a JSON object but {kind(record)}", "give one object a document")
+        return
+    for document in documents_of(source, record, key, where):
+        # JSON can spell half of a surrogate pair, which no encoding can write down; it becomes U+FFFD.
+        text = document.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        yield Document(document.key, text, document.group)
