@@ -86,11 +86,11 @@ def resumable_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[Work
         space.work.mkdir(exist_ok=True)
         try:
             yield space
+            _sync(space.result)
+            _move(space.result, folder)
         except Exception:
             shutil.rmtree(building, ignore_errors=True)
             raise
-        _sync(space.result)
-        _move(space.result, folder)
         shutil.rmtree(building, ignore_errors=True)
 
 

@@ -455,16 +455,10 @@ def _check_training_split(fate: np.ndarray, corpus: Corpus, data: DataConfig) ->
                 "out; make more documents (data.document) or lower data.validation_fraction and data.test_fraction"
             )
         counts = _reading_report(corpus)["documents"].get("source", {})
-        reasons = ", ".join(
-            f"{count} {word}"
-            for word, count in (
-                ("empty documents", counts.get("empty", 0)),
-                ("dropped by cleaning", counts.get("dropped", 0)),
-                ("duplicates", int((fate == REMOVED).sum())),
-            )
-            if count or word == "empty documents"
-        )
-        raise UserError(f"data.source {data.source!r} holds no text to train on ({reasons}); name another source")
+        reasons = [f"{counts.get('empty', 0)} empty documents"]
+        reasons += [f"{counts['dropped']} dropped by cleaning"] if counts.get("dropped") else []
+        reasons += [f"{count} removed as duplicates"] if (count := int((fate == REMOVED).sum())) else []
+        raise UserError(f"data.source {data.source!r} holds no text ({', '.join(reasons)}); name another source")
     for split in ("validation", "test"):
         source = getattr(data, f"{split}_source")
         check(
