@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import re
 import runpy
 import traceback
@@ -93,7 +94,27 @@ def parse(into: type[T], default: T | None, arguments: Sequence[str], *, prog: s
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(f"{_one_line(complaint.getvalue())}; see `{prog} --help`") from None
+        said = _one_line(complaint.getvalue())
+        raise UserError(f"{_about_flags(arguments, said) or said}; see `{prog} --help`") from None
+
+
+def _about_flags(arguments: Sequence[str], said: str) -> str | None:
+    """What to write instead of `--flag False`, where that is what `said`, tyro's complaint, is about."""
+    rest = re.match(r"Unrecognized options: ([^;]*)", said)
+    unknown = rest.group(1).split(", ") if rest else []
+    for here, after in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        option, given, value = here.partition("=")
+        value = value if given else after
+        if option.startswith("--") and value in unknown and value.lower() in _TRUTH:
+            section, dot, name = option.removeprefix("--").rpartition(".")
+            plain = name.removeprefix("no-")
+            wanted = _TRUTH[value.lower()] == (name == plain)
+            write = f"--{section}{dot}{plain if wanted else 'no-' + plain}"
+            return f"{option} takes no value, found {value!r}; write {write}"
+    return None
+
+
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def _one_line(box: str) -> str:

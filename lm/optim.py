@@ -8,6 +8,7 @@ Which parameter is decayed, and which ones Muon orthogonalises, follows from par
 lists below. Arithmetic is float32 whatever the parameters' or the stored moments' precision.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,18 @@ MUON: tuple[tuple[str, contrib.MuonDimensionNumbers | None], ...] = (
 # Rules with decoupled weight decay. The others take an L2 penalty, as in their papers.
 DECOUPLED = ("adamw", "adafactor", "lion", "muon")
 
+# Settings that some rules only read. Changed for another rule, such a setting would be ignored, so it is refused.
+READ_BY = {
+    "beta1": ("adamw", "adam", "lion", "muon"),
+    "beta2": ("adamw", "adam", "adadelta", "lion", "muon"),
+    "epsilon": ("adamw", "adam", "adagrad", "adadelta", "muon"),
+    "momentum": ("sgd",),
+    "muon_momentum": ("muon",),
+    "muon_steps": ("muon",),
+    "muon_rms": ("muon",),
+    "muon_adam_lr_fraction": ("muon",),
+}
+
 # Rules that keep a second moment as an average with decay beta2.
 _AVERAGES_SQUARES = ("adamw", "adam", "adadelta", "muon")
 
@@ -66,7 +79,7 @@ class OptimConfig:
     beta2: float = 0.95
     """Decay of the second moment (adamw, adam, adadelta, the Adam part of muon); for lion, of its momentum."""
     epsilon: float = 1e-8
-    """Added to denominators (not for adafactor and lion). Adadelta's paper has 1e-6."""
+    """Added to denominators (adamw, adam, adagrad, adadelta, muon). Adadelta's paper has 1e-6."""
     momentum: float = 0.9
     """Momentum of sgd; 0 is plain SGD."""
     weight_decay: float | None = None
@@ -141,7 +154,7 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
             decay = _as_steps(config, "decay", total_steps)
             check(
                 warmup + decay <= total_steps,
-                f"warmup {warmup} + decay {decay} steps exceed the run of {total_steps} steps:"
+                f"optim.warmup {warmup} + optim.decay {decay} steps exceed the run of {total_steps} steps:"
                 " shorten one of them or lengthen the run",
             )
             main = optax.linear_schedule(peak, final, decay, transition_begin=total_steps - decay - warmup)
@@ -295,12 +308,13 @@ def _as_steps(config: OptimConfig, name: str, total_steps: int) -> int:
     value = getattr(config, name)
     check(
         0 <= value < 1 or (value >= 1 and float(value).is_integer()),
-        f"{name} {value}: give a fraction of the run in [0, 1), or a whole number of steps from 1 on",
+        f"optim.{name} {value}: give a fraction of the run in [0, 1), or a whole number of steps from 1 on",
     )
     steps = round(value * total_steps) if value < 1 else int(value)
     check(
         steps <= total_steps,
-        f"{name} of {steps} steps is longer than the run of {total_steps}: give at most {total_steps}, or a fraction",
+        f"optim.{name} of {steps} steps is longer than the run of {total_steps}: give at most {total_steps}, or a"
+        " fraction",
     )
     return steps
 
@@ -318,34 +332,43 @@ def _check_optimizer(config: OptimConfig) -> None:
         _check_range(config, strength, 0, math.inf)
     if config.weight_decay is not None:
         _check_range(config, "weight_decay", 0, math.inf)
-    check(config.muon_steps >= 1, f"muon_steps {config.muon_steps}: give at least 1 (5 is usual)")
+    check(config.muon_steps >= 1, f"optim.muon_steps {config.muon_steps}: give at least 1 (5 is usual)")
     check(
         name in DECOUPLED or not config.weight_decay,
-        f"weight_decay {config.weight_decay} with {name}: only {', '.join(DECOUPLED)} have it; leave it out, and set l2"
-        " for a penalty",
+        f"optim.weight_decay {config.weight_decay} with {name}: only {', '.join(DECOUPLED)} have it; leave it out, and"
+        " set optim.l2 for a penalty",
     )
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for setting, rules in READ_BY.items():
+        value = getattr(config, setting)
+        read = f"only {rules[0]} reads it" if len(rules) == 1 else f"only {', '.join(rules)} read it"
+        check(
+            name in rules or value == defaults[setting],
+            f"optim.{setting} {value} with {name}, which has none: {read};"
+            f" leave it out (it is {defaults[setting]} then), or choose another optim.optimizer",
+        )
     if config.moment_dtype == "bfloat16":
         # bfloat16 has 8 significant bits: a change by less than 1/256 of the value may be rounded away, every time.
         check(
             name not in ("adagrad", "adafactor"),
-            f"moment_dtype bfloat16 with {name}: its second moment would stop changing within about a thousand steps;"
-            " use float32",
+            f"optim.moment_dtype bfloat16 with {name}: its second moment would stop changing within about a thousand"
+            " steps; use float32",
         )
         check(
             name not in _AVERAGES_SQUARES or 1 - config.beta2 >= 1 / 256,
-            f"beta2 {config.beta2} with moment_dtype bfloat16: rounding may keep the second moment from decaying;"
-            " use beta2 of at most 0.996, or float32",
+            f"optim.beta2 {config.beta2} with optim.moment_dtype bfloat16: rounding may keep the second moment from"
+            " decaying; use optim.beta2 of at most 0.996, or float32",
         )
 
 
 def _check_choice(config: OptimConfig, name: str) -> None:
     value, allowed = getattr(config, name), get_args(OptimConfig.__annotations__[name])
-    check(value in allowed, f"{name} {value!r}: choose one of {', '.join(allowed)}")
+    check(value in allowed, f"optim.{name} {value!r}: choose one of {', '.join(allowed)}")
 
 
 def _check_positive(config: OptimConfig, name: str) -> None:
     value = getattr(config, name)
-    check(0 < value < math.inf, f"{name} {value}: give a number above 0")
+    check(0 < value < math.inf, f"optim.{name} {value}: give a number above 0")
 
 
 def _check_range(config: OptimConfig, name: str, low: float, high: float, *, open_end: bool = False) -> None:
@@ -353,4 +376,4 @@ def _check_range(config: OptimConfig, name: str, low: float, high: float, *, ope
     inside = low <= value < high if open_end or high == math.inf else low <= value <= high
     end = "below" if open_end else "at most"
     limits = f"of at least {low}" if high == math.inf else f"of at least {low} and {end} {high}"
-    check(inside, f"{name} {value}: give a number {limits}")
+    check(inside, f"optim.{name} {value}: give a number {limits}")

@@ -71,6 +71,16 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown override": ([*TRAIN, "--optim.peak-lrr", "1"], r"--optim\.peak-lrr.*Perhaps you meant: --optim\.peak-lr "),
     "wrong type": ([*TRAIN, "--optim.peak-lr", "fast"], r"--optim\.peak-lr: .*'fast'.*see `lm train config.py --help`"),
     "wrong choice": ([*TRAIN, "--model.positions", "polar"], r"'polar'.*'learned', 'sinusoidal', 'rope', 'none'"),
+    "flag with a value": (
+        [*TRAIN, "--model.use-bias", "False"],
+        r"--model.use-bias takes.*'False'; write --model.no-use-bias;",
+    ),
+    "flag with a value after =": ([*TRAIN, "--model.no-use-bias=false"], r"takes no value.*; write --model.use-bias;"),
+    "setting without a prefix": ([*TRAIN, "--optim.clip-norm", "-1"], r"optim\.clip_norm -1.0: give a number"),
+    "setting that its rule ignores": (
+        [*TRAIN, "--optim.momentum", "0.5"],
+        r"momentum 0.5 with adamw.*only sgd reads",
+    ),
     "no arguments": (["train"], r"give a config file first"),
     "option before the config": (["train", "--run", "new"], r"give a config file first"),
     "no config file": (["train", "nope.py"], r"no config file nope\.py; see configs/"),

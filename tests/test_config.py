@@ -116,3 +116,25 @@ def test_a_users_error_in_a_config_is_passed_on(tmp_path: Path):
     )
     with pytest.raises(UserError, match=r"train\.batch_size is 0; it must be at least 1"):
         configs.load_file(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "write"),
+    [
+        (["--model.use-bias", "False"], "--model.no-use-bias"),
+        (["--model.use-bias=no"], "--model.no-use-bias"),
+        (["--model.use-bias", "TRUE"], "--model.use-bias"),
+        (["--model.no-use-bias", "true"], "--model.no-use-bias"),
+        (["--model.no-use-bias=off"], "--model.use-bias"),
+    ],
+)
+def test_a_flag_with_a_value_is_told_what_to_write(arguments: list[str], write: str):
+    with pytest.raises(UserError, match=rf"takes no value, found .*; write {write}; see"):
+        configs.parse(Experiment, Experiment(), arguments, prog="lm")
+    assert configs.parse(Experiment, Experiment(), [write], prog="lm").model.use_bias == ("no-" not in write)
+
+
+def test_words_of_truth_are_values_where_a_setting_takes_one():
+    with pytest.raises(UserError, match=r"Unrecognized options: --optim\.rate, 3"):
+        configs.parse(Experiment, Experiment(), ["--data.field", "true", "--optim.rate", "3"], prog="lm")
+    assert configs.parse(Experiment, Experiment(), ["--data.field", "true"], prog="lm").data.field == "true"

@@ -185,18 +185,18 @@ def test_a_python_step_gives_a_float32_scalar():
     ("changes", "total", "words"),
     [
         ({}, 0, ("0 steps", "longer")),
-        ({"warmup": -0.1}, 10, ("warmup -0.1", "[0, 1)")),
-        ({"warmup": math.nan}, 10, ("warmup nan",)),
-        ({"warmup": math.inf}, 10, ("warmup inf",)),
-        ({"warmup": 1.5}, 10, ("warmup 1.5", "whole number")),
-        ({"warmup": 11}, 10, ("warmup of 11 steps", "at most 10")),
-        ({"schedule": "wsd", "decay": 12}, 10, ("decay of 12 steps",)),
-        ({"schedule": "wsd", "warmup": 0.5, "decay": 0.7}, 10, ("warmup 5 + decay 7", "10 steps")),
-        ({"schedule": "wsd", "decay": -1}, 10, ("decay -1",)),
-        ({"schedule": "step"}, 10, ("schedule 'step'", "constant, linear, cosine, inverse_sqrt, wsd")),
-        ({"peak_lr": 0.0}, 10, ("peak_lr 0.0", "above 0")),
-        ({"peak_lr": math.nan}, 10, ("peak_lr nan",)),
-        ({"final_lr_fraction": 1.1}, 10, ("final_lr_fraction 1.1", "at most 1")),
+        ({"warmup": -0.1}, 10, ("optim.warmup -0.1", "[0, 1)")),
+        ({"warmup": math.nan}, 10, ("optim.warmup nan",)),
+        ({"warmup": math.inf}, 10, ("optim.warmup inf",)),
+        ({"warmup": 1.5}, 10, ("optim.warmup 1.5", "whole number")),
+        ({"warmup": 11}, 10, ("optim.warmup of 11 steps", "at most 10")),
+        ({"schedule": "wsd", "decay": 12}, 10, ("optim.decay of 12 steps",)),
+        ({"schedule": "wsd", "warmup": 0.5, "decay": 0.7}, 10, ("optim.warmup 5 + optim.decay 7", "10 steps")),
+        ({"schedule": "wsd", "decay": -1}, 10, ("optim.decay -1",)),
+        ({"schedule": "step"}, 10, ("optim.schedule 'step'", "constant, linear, cosine, inverse_sqrt, wsd")),
+        ({"peak_lr": 0.0}, 10, ("optim.peak_lr 0.0", "above 0")),
+        ({"peak_lr": math.nan}, 10, ("optim.peak_lr nan",)),
+        ({"final_lr_fraction": 1.1}, 10, ("optim.final_lr_fraction 1.1", "at most 1")),
     ],
 )
 def test_bad_schedules_are_user_errors(changes, total, words):
@@ -332,7 +332,7 @@ def test_rule_is_torchs(optimizer):
     eps = 1e-20 if optimizer == "adagrad" else 1e-6
     # Clipping comes after the penalty here and before it in torch: both at once would differ.
     clip = 1.0 if optimizer == "adamw" else 0.0
-    config = settings(optimizer, epsilon=eps, warmup=5, clip_norm=clip, **decay)
+    config = settings(optimizer, warmup=5, clip_norm=clip, **decay, **({} if optimizer == "sgd" else {"epsilon": eps}))
     params, grads = random_tree(0), random_grads()
 
     tensors = {path: torch.tensor(value, requires_grad=True) for path, value in flatten(params).items()}
@@ -521,26 +521,29 @@ def test_bfloat16_parameters_have_float32_moments_and_updates(optimizer):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"optimizer": "adamax"}, ("optimizer 'adamax'", "adamw, adam, sgd")),
+        ({"optimizer": "adamax"}, ("optim.optimizer 'adamax'", "adamw, adam, sgd")),
         (
             {"optimizer": "sgd", "weight_decay": 0.1},
-            ("weight_decay 0.1 with sgd", "adamw, adafactor, lion, muon", "l2"),
+            ("optim.weight_decay 0.1 with sgd", "adamw, adafactor, lion, muon", "l2"),
         ),
-        ({"optimizer": "adam", "weight_decay": 0.1}, ("weight_decay 0.1 with adam",)),
-        ({"beta1": 1.0}, ("beta1 1.0", "below 1")),
-        ({"beta2": -0.1}, ("beta2 -0.1",)),
-        ({"momentum": 1.5}, ("momentum 1.5",)),
-        ({"epsilon": 0.0}, ("epsilon 0.0", "above 0")),
-        ({"weight_decay": -0.1}, ("weight_decay -0.1", "at least 0")),
-        ({"weight_decay": math.nan}, ("weight_decay nan",)),
-        ({"clip_norm": -1.0}, ("clip_norm -1.0",)),
-        ({"l1": math.inf}, ("l1 inf",)),
-        ({"muon_steps": 0}, ("muon_steps 0",)),
-        ({"muon_adam_lr_fraction": 0.0}, ("muon_adam_lr_fraction 0.0",)),
-        ({"moment_dtype": "float16"}, ("moment_dtype 'float16'", "float32, bfloat16")),
-        ({"moment_dtype": "bfloat16", "beta2": 0.999}, ("beta2 0.999", "0.996")),
-        ({"moment_dtype": "bfloat16", "optimizer": "adagrad", "weight_decay": 0.0}, ("bfloat16 with adagrad",)),
-        ({"moment_dtype": "bfloat16", "optimizer": "adafactor"}, ("bfloat16 with adafactor",)),
+        ({"optimizer": "adam", "weight_decay": 0.1}, ("optim.weight_decay 0.1 with adam",)),
+        ({"beta1": 1.0}, ("optim.beta1 1.0", "below 1")),
+        ({"beta2": -0.1}, ("optim.beta2 -0.1",)),
+        ({"momentum": 1.5}, ("optim.momentum 1.5",)),
+        ({"epsilon": 0.0}, ("optim.epsilon 0.0", "above 0")),
+        ({"weight_decay": -0.1}, ("optim.weight_decay -0.1", "at least 0")),
+        ({"weight_decay": math.nan}, ("optim.weight_decay nan",)),
+        ({"clip_norm": -1.0}, ("optim.clip_norm -1.0",)),
+        ({"l1": math.inf}, ("optim.l1 inf",)),
+        ({"muon_steps": 0}, ("optim.muon_steps 0",)),
+        ({"muon_adam_lr_fraction": 0.0}, ("optim.muon_adam_lr_fraction 0.0",)),
+        ({"moment_dtype": "float16"}, ("optim.moment_dtype 'float16'", "float32, bfloat16")),
+        ({"moment_dtype": "bfloat16", "beta2": 0.999}, ("optim.beta2 0.999", "0.996")),
+        (
+            {"moment_dtype": "bfloat16", "optimizer": "adagrad", "weight_decay": 0.0},
+            ("optim.moment_dtype bfloat16 with adagrad",),
+        ),
+        ({"moment_dtype": "bfloat16", "optimizer": "adafactor"}, ("optim.moment_dtype bfloat16 with adafactor",)),
     ],
 )
 def test_bad_optimizers_are_user_errors(changes, words):
@@ -548,6 +551,49 @@ def test_bad_optimizers_are_user_errors(changes, words):
         make_optimizer(OptimConfig(**changes), optax.constant_schedule(1.0), random_tree(0))
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
+
+
+NUDGED = {
+    **{"beta1": 0.5, "beta2": 0.5, "epsilon": 1e-2, "momentum": 0.5},
+    **{"muon_momentum": 0.5, "muon_steps": 2, "muon_rms": 0.5, "muon_adam_lr_fraction": 0.5},
+}
+
+
+@pytest.mark.parametrize("optimizer", RULES)
+def test_a_setting_is_read_by_its_rule_or_refused(optimizer):
+    """Whichever is accepted changes an update; the others are listed here from the rules' papers."""
+    params, grads = random_tree(0, FEW), random_grads(FEW, 2)
+
+    def after(**changes):
+        tx = make_optimizer(settings(optimizer, **changes), optax.constant_schedule(0.1), params)
+
+        def run(p):
+            state = tx.init(p)
+            for g in grads:
+                updates, state = tx.update(g, state, p)
+                p = optax.apply_updates(p, updates)
+            return p
+
+        return flatten(jit(run)(params))
+
+    reads = {
+        "adamw": {"beta1", "beta2", "epsilon"},
+        "adam": {"beta1", "beta2", "epsilon"},
+        "sgd": {"momentum"},
+        "adagrad": {"epsilon"},
+        "adadelta": {"beta2", "epsilon"},
+        "adafactor": set(),
+        "lion": {"beta1", "beta2"},
+        "muon": set(NUDGED) - {"momentum"},
+    }[optimizer]
+    before = after()
+    for name, value in NUDGED.items():
+        if name in reads:
+            changed = after(**{name: value})
+            assert any((changed[path] != before[path]).any() for path in FEW), name
+        else:
+            with pytest.raises(UserError, match=f"optim.{name} {value} with {optimizer}, .* only .* read"):
+                after(**{name: value})
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -86,7 +86,7 @@ class Rule:
     package: str | None = None
     """Import name of the optional package that the rule needs."""
     private: bool = False
-    """Whether what it removes must not be shown in reports."""
+    """Whether it masks personal data, which examples in reports then don't show either."""
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -206,6 +206,7 @@ class Cleaner:
             (name, RULES[name].build(**{option: getattr(config, option) for option in RULES[name].options}))
             for name in config.rules
         ]
+        self._masks = [rule for name, rule in self._rules if RULES[name].private]
         self.report = CleanReport(rules={name: RuleReport() for name in config.rules})
 
     def __call__(self, text: str) -> str | None:
@@ -224,6 +225,12 @@ class Cleaner:
         report.characters_out += len(result)
         return result
 
+    def _hide(self, text: str) -> str:
+        """Masks what the report must not tell, whatever the rule that the example is of."""
+        for mask_rule in self._masks:
+            text = str(mask_rule(text))
+        return text
+
     def _apply(self, name: str, rule: RuleFunction, text: str) -> str | None:
         counts = self.report.rules[name]
         counts.seen += 1
@@ -232,9 +239,9 @@ class Cleaner:
         if not result:
             result = Dropped("empty")
         if isinstance(result, Dropped):
-            counts.add_drop(text, result.reason)
+            counts.add_drop(text, result.reason, hide=self._hide)
             return None
         counts.characters_out += len(result)
         if result != text:
-            counts.add_change(text, result, private=RULES[name].private)
+            counts.add_change(text, result, hide=self._hide, private=RULES[name].private)
         return result

@@ -56,7 +56,9 @@ _UNSPACED = (
     (0x20000, 0x3FFFF),
 )
 _WIDE = re.compile("[" + "".join(f"{chr(a)}-{chr(b)}" for a, b in _UNSPACED) + "\uac00-\ud7a3]")
-_KINDS = 0x40000  # code points from here on (tags, selectors, private use) are no part of words
+_KINDS = 0x40000  # code points from here on (tags, selectors, private use) are in no word
+# Letters that neither NFKC nor case folding changes, assigned or not yet: Chinese characters, Hangul syllables.
+_PLAIN = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x20000, 0x2F7FF), (0x2FA20, 0x3FFFF))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +71,11 @@ class DedupConfig:
     """Remove documents whose shingles are those of an earlier one to a share of `threshold` or more."""
     lines: bool = False
     """Remove lines that stood in an earlier document; a document left without text is dropped."""
-    ngram: int = 3
+    ngram: int = 2
     """Tokens in a shingle; a token is a word, or one character of Chinese, Japanese, Thai and the like."""
-    threshold: float = 0.45
-    """Jaccard similarity of shingles from which documents count as near duplicates; 0.45 of 3-grams is reached with
-    about one word in seven changed."""
+    threshold: float = 0.55
+    """Jaccard similarity of shingles from which documents count as near duplicates; 0.55 of 2-grams allows for one
+    word in eight replaced, or for a third of the text exchanged in one piece."""
     permutations: int = 128
     """Entries of a signature. More estimate the similarity better and cost time and 4 bytes a document each."""
     bands: int = 32
@@ -360,34 +362,77 @@ def _width(text: str) -> int:
 
 def _tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the tokens, uint64 [t], document after document, and how many each document has, int64 [n]."""
-    joined = "".join(text.replace(_END, " ") + _END for text in texts)
-    if not joined.isascii():
-        joined = unicodedata.normalize("NFKC", joined)
-    codes = np.frombuffer(joined.casefold().encode("utf-32-le", "surrogatepass"), np.uint32)
-    kinds = _kinds()[np.minimum(codes, np.uint32(_KINDS))]
-    starts = kinds != 0
-    starts[1:] &= (kinds[1:] == 2) | (kinds[:-1] != 1)
-    counts = np.diff(np.cumsum(starts)[codes == 0], prepend=0)
-    word = kinds != 0
+    folded, kinds, special = _characters()
+    codes = _codes(texts)
+    ends = np.flatnonzero(codes == 0)
+    if (places := np.flatnonzero(special[codes])).size:
+        texts = list(texts)
+        for i in np.unique(np.searchsorted(ends, places)).tolist():
+            texts[i] = unicodedata.normalize("NFKC", texts[i]).casefold()
+        codes = _codes(texts)
+        ends = np.flatnonzero(codes == 0)
+    codes, kind = folded[codes], kinds[codes]
+    word = kind != 0
+    starts = word.copy()
+    starts[1:] &= (kind[1:] == 2) | (kind[:-1] != 1)
+    counts = np.diff(np.cumsum(starts)[ends], prepend=0)
     begins = np.flatnonzero(starts[word])
     if not len(begins):
         return np.zeros(0, np.uint64), counts
     codes = codes[word]
     lengths = np.diff(begins, append=len(codes))
-    places = np.arange(len(codes)) - np.repeat(begins, lengths)
+    within = np.arange(len(codes)) - np.repeat(begins, lengths)
     factors = _mix(_stream(3, int(lengths.max())))
-    return _mix(np.add.reduceat(codes * factors[places], begins)), counts
+    return _mix(np.add.reduceat(codes * factors[within], begins)), counts
+
+
+def _codes(texts: Sequence[str]) -> np.ndarray:
+    """Code points of the texts, each followed by a 0; those that are in no word by any rule are `_KINDS`."""
+    joined = _END.join(texts) + _END
+    if joined.count(_END) > len(texts):
+        joined = "".join(text.replace(_END, " ") + _END for text in texts)
+    codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return np.minimum(codes, np.uint32(_KINDS))
 
 
 @functools.cache
-def _kinds() -> np.ndarray:
-    """For each code point: 0 between words, 1 part of a word, 2 a token by itself; the last entry is for the rest."""
-    kinds = np.array([chr(i).isalnum() or unicodedata.category(chr(i))[0] == "M" for i in range(_KINDS)] + [False])
-    kinds[0xFE00:0xFE10] = False  # variation selectors
-    result = kinds.astype(np.uint8)
+def _characters() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What each code point is; the last entry is for all from `_KINDS` on.
+
+    Returns:
+      uint32: the code point that stands for it after NFKC and case folding; a space for what is in no word.
+      uint8: 0 between words, 1 part of a word, 2 a token by itself.
+      bool: whether only normalising the text around it tells what it becomes: marks that may join the character
+        before them, and characters that become several.
+    """
+    folded = np.arange(_KINDS + 1, dtype=np.uint32)
+    kinds = np.zeros(_KINDS + 1, np.uint8)
+    special = np.zeros(_KINDS + 1, bool)
+    for first, last in _PLAIN:
+        kinds[first : last + 1] = 1
+    for code in np.flatnonzero(kinds[:_KINDS] == 0).tolist():
+        text = unicodedata.normalize("NFKC", chr(code)).casefold()
+        if not any(map(_in_word, text)):
+            folded[code] = ord(" ") if code else 0
+        elif len(text) > 1 or unicodedata.category(text)[0] == "M" or "ᅠ" <= text <= "ᇿ":
+            special[code] = True
+            kinds[code] = _in_word(chr(code))
+        else:
+            folded[code] = ord(text)
+            kinds[code] = 1
+    folded[_KINDS] = ord(" ")
+    while (folded[folded] != folded).any():  # so that it changes nothing in text that is normalised already
+        folded = folded[folded]
     for first, last in _UNSPACED:
-        result[first : last + 1] *= 2
-    return result
+        kinds[first : last + 1] *= 2
+    return folded, kinds[folded], special
+
+
+def _in_word(character: str) -> bool:
+    """Letters, digits and the marks that belong to them; variation selectors do not."""
+    if "\ufe00" <= character <= "\ufe0f":
+        return False
+    return character.isalnum() or unicodedata.category(character)[0] == "M"
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:

@@ -112,8 +112,8 @@ def _decode_auto(content: bytes) -> tuple[str, str]:
     for bom, codec in _BOMS:
         if content.startswith(bom):
             return _lenient(content, codec)
-    if codec := _utf16(content[:_SAMPLE]):
-        return _lenient(content, codec)
+    if pairs := _utf16(content[:_SAMPLE]):
+        return _lenient(content, pairs)
     try:
         text = content.decode("utf-8")
         if b"\x1b$" not in content:

@@ -10,13 +10,12 @@ import unicodedata
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from lm.errors import require
 
-_COMBINING = "".join(
-    f"{chr(first)}-{chr(last)}"
-    for first, last in ((0x300, 0x34E), (0x350, 0x36F), (0x483, 0x487), (0x591, 0x5C7), (0x610, 0x61A), (0x64B, 0x65F))
-)
+_LONG_RUN = 30
+_JOINER = "\u034f"
 
 
 def nfc() -> Callable[[str], str]:
@@ -126,18 +125,25 @@ def whitespace(*, keep_indentation: bool) -> Callable[[str], str]:
     return rule
 
 
-# Sorting a run of combining characters takes the square of its length, so runs are first broken as in Unicode's
-# stream-safe text format (UAX #15): a grapheme joiner after every 30.
-_LONG_RUN = re.compile("[" + _COMBINING + "]{30}(?=[" + _COMBINING + "])")
+def _normal_form(form: Literal["NFC", "NFKC"]) -> Callable[[str], str]:
+    long_run = _long_run()
 
-
-def _normal_form(form: str) -> Callable[[str], str]:
     def rule(text: str) -> str:
-        if text.isascii() or unicodedata.is_normalized(form, text):
+        if text.isascii():
             return text
-        return unicodedata.normalize(form, text)
+        # Sorting a run of combining characters takes the square of its length, so that runs are first broken as in
+        # Unicode's stream-safe text format (UAX #15): a grapheme joiner after every 30. No language comes near that.
+        text = long_run.sub(lambda match: match[0] + _JOINER, text)
+        return text if unicodedata.is_normalized(form, text) else unicodedata.normalize(form, text)
 
     return rule
+
+
+@cache
+def _long_run() -> re.Pattern[str]:
+    """So many combining characters, with one more to follow."""
+    combining = "".join(chr(code) for code in range(0x20000) if unicodedata.combining(chr(code)))
+    return re.compile(f"[{combining}]{{{_LONG_RUN}}}(?=[{combining}])")
 
 
 @cache
@@ -147,7 +153,7 @@ def _opencc_tables() -> tuple[dict[str, str], dict[int, str]]:
     Its own converter walks a tree of substrings in Python, at half a megabyte a second.
     """
     opencc = require("opencc", extra="text", need="the cleaning rule simplified")
-    folder = Path(opencc.__file__).parent / "dictionary"
+    folder = Path(str(opencc.__file__)).parent / "dictionary"
     phrases, characters = (
         dict(line.split("\t") for line in (folder / name).read_text(encoding="utf-8").splitlines() if line)
         for name in ("TSPhrases.txt", "TSCharacters.txt")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 MOST_EXAMPLES = 3
 _BEFORE_DIFFERENCE = 20  # characters of an excerpt
 _EXCERPT = 80
+_MARGIN = 400  # characters around an excerpt in which masks look, so that they find what it cuts in two
 
 
 @dataclass
@@ -28,18 +29,18 @@ class RuleReport:
     drops: list[dict[str, str]] = field(default_factory=list)
     """The first few dropped documents: how the `text` begins, and `why` it went."""
 
-    def add_change(self, before: str, after: str, *, private: bool) -> None:
-        """Counts a change; for `private`, see `change_example`."""
+    def add_change(self, before: str, after: str, *, hide: Callable[[str], str] | None, private: bool) -> None:
+        """Counts a change; for `hide` and `private` see `change_example`."""
         self.changed += 1
         if len(self.changes) < MOST_EXAMPLES:
-            self.changes.append(change_example(before, after, private=private))
+            self.changes.append(change_example(before, after, hide=hide, private=private))
 
-    def add_drop(self, text: str, why: str) -> None:
+    def add_drop(self, text: str, why: str, *, hide: Callable[[str], str] | None) -> None:
         """Counts a dropped document."""
         self.dropped += 1
         self.reasons[why] = self.reasons.get(why, 0) + 1
         if len(self.drops) < MOST_EXAMPLES:
-            self.drops.append({"text": excerpt(text), "why": why})
+            self.drops.append({"text": excerpt(text, hide=hide), "why": why})
 
     def add(self, other: RuleReport) -> None:
         """Takes in the counts of documents that come later."""
@@ -104,24 +105,35 @@ class CleanReport:
         return CleanReport(**{**values, "rules": rules})
 
 
-def change_example(before: str, after: str, *, private: bool) -> dict[str, str]:
+def change_example(before: str, after: str, *, hide: Callable[[str], str] | None, private: bool) -> dict[str, str]:
     """Excerpts of both texts around their first difference.
 
     Args:
       before: the text as it came.
       after: what became of it.
-      private: whether what was replaced must not be told: letters of `before` become x, its digits 0.
+      hide: applied to both excerpts, with some text around them, so that they tell nothing that is masked later.
+      private: whether the change itself was a mask: letters of `before` become x, its digits 0.
     """
-    start = max(0, _common_prefix(before, after) - _BEFORE_DIFFERENCE)
-    end = start + _EXCERPT
-    return {"before": excerpt(before[start:end], private=private), "after": excerpt(after[start:end], private=private)}
-
-
-def excerpt(text: str, *, private: bool = False) -> str:
-    """How `text` begins, fit for UTF-8 and, if `private`, with x for letters and 0 for digits."""
-    text = text[:_EXCERPT]
+    start = _common_prefix(before, after)
+    first = max(0, start - _MARGIN)
+    before, after = before[first : start + _MARGIN], after[first : start + _MARGIN]
     if private:
-        text = "".join("0" if char.isdigit() else "x" if char.isalpha() else char for char in text)
+        before = "".join("0" if char.isdigit() else "x" if char.isalpha() else char for char in before)
+    if hide is not None:
+        before, after = (before if private else hide(before)), hide(after)
+    start = start - first if private else _common_prefix(before, after)
+    cut = max(0, start - _BEFORE_DIFFERENCE)
+    return {"before": _storable(before[cut : cut + _EXCERPT]), "after": _storable(after[cut : cut + _EXCERPT])}
+
+
+def excerpt(text: str, *, hide: Callable[[str], str] | None) -> str:
+    """How `text` begins, after `hide`."""
+    text = text[:_MARGIN]
+    return _storable((text if hide is None else hide(text))[:_EXCERPT])
+
+
+def _storable(text: str) -> str:
+    """Text that UTF-8 can hold."""
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 

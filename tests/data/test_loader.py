@@ -31,7 +31,11 @@ from lm.errors import UserError
 EOS = 0
 STREAM = DataConfig(seq_len=16, packing="stream")
 DOCUMENTS = DataConfig(seq_len=16, packing="documents")
-both = pytest.mark.parametrize("config", [STREAM, DOCUMENTS], ids=["stream", "documents"])
+OVERLAPPING = DataConfig(seq_len=16, stride=5, eval_stride=3)
+PADDED = DataConfig(seq_len=16, packing="pad", stride=6, eval_stride=11)
+both = pytest.mark.parametrize(
+    "config", [STREAM, DOCUMENTS, OVERLAPPING, PADDED], ids=["stream", "documents", "overlapping", "padded"]
+)
 
 
 def make_documents() -> list[np.ndarray]:
@@ -69,7 +73,7 @@ def test_a_resumed_stream_is_the_straight_one(store: MemoryStore, config: DataCo
 def test_each_epoch_has_every_example_once_in_its_own_order(store: MemoryStore, config: DataConfig) -> None:
     n = n_training_examples(store, config)
     rows = np.concatenate([batch["targets"] for batch in take(store, config, -(-2 * n // 8))])
-    examples = make_examples(store, seq_len=16, packing=config.packing, bos_id=EOS)
+    examples = make_examples(store, seq_len=16, packing=config.packing, bos_id=EOS, stride=config.stride)
     expected = sorted(map(tuple, examples.batch(np.arange(n))["targets"].tolist()))
     epochs = [list(map(tuple, rows[start : start + n].tolist())) for start in (0, n)]
     assert epochs[0] != epochs[1]
@@ -118,8 +122,8 @@ def test_evaluation_scores_every_token_once(store: MemoryStore, config: DataConf
     batches = list(evaluation_batches(store, config, bos_id=EOS, batch_size=batch_size))
     assert {batch["tokens"].shape for batch in batches} == {(batch_size, 16)}
     scored = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in batches])
-    expected = store.read(1 if config is STREAM else 0, store.n_tokens)
-    if config is STREAM:
+    expected = store.read(1 if config.packing == "stream" else 0, store.n_tokens)
+    if config.packing == "stream":
         np.testing.assert_array_equal(scored, expected)
     else:
         np.testing.assert_array_equal(np.sort(scored), np.sort(expected))
@@ -139,6 +143,12 @@ def test_processes_share_an_evaluation(store: MemoryStore, config: DataConfig) -
     assert n_evaluation_batches(store, config, batch_size=64) == len(whole)
     assert n_evaluation_batches(store, config, batch_size=64, max_batches=1) == 1
     assert len(list(evaluation_batches(store, config, bos_id=EOS, batch_size=64, max_batches=99))) == len(whole)
+
+
+def test_training_and_evaluation_have_strides_of_their_own(store: MemoryStore) -> None:
+    assert n_training_examples(store, OVERLAPPING) == (store.n_tokens - 1 - 16) // 5 + 1
+    assert n_evaluation_batches(store, OVERLAPPING, batch_size=1) == -(-(store.n_tokens - 1 - 16) // 3) + 1
+    assert all(batch["weights"].all() for batch in take(store, OVERLAPPING, 5))
 
 
 def test_a_short_text_can_be_evaluated() -> None:
@@ -222,6 +232,9 @@ def is_running(pid: int) -> bool:
         ({"config": dataclasses.replace(STREAM, workers=-1)}, "data.workers is -1; it must be 0 or more"),
         ({"config": dataclasses.replace(STREAM, prefetch=0)}, "data.prefetch is 0; it must be at least 1"),
         ({"config": dataclasses.replace(STREAM, seq_len=9999)}, "the corpus has 1"),
+        ({"config": dataclasses.replace(STREAM, seq_len=0)}, "data.seq-len is 0; it must be at least 1"),
+        ({"config": dataclasses.replace(STREAM, stride=0)}, "data.stride is 0; it must be from 1 to data.seq-len (16)"),
+        ({"config": dataclasses.replace(STREAM, eval_stride=17)}, "data.eval-stride is 17; it must be from 1 to"),
     ],
 )
 def test_user_errors(store: MemoryStore, settings: dict[str, object], message: str) -> None:

@@ -1,6 +1,7 @@
 """Packing against twins in plain Python: every target is scored once, beside the token that came before it."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lm.data.packing
-from lm.data.packing import make_examples, pack
+from lm.data.packing import Packing, make_examples, pack
 from lm.data.store import MemoryStore
 from lm.errors import UserError
 
@@ -92,6 +93,103 @@ def test_documents_equal_their_twin(lengths: list[int], seq_len: int) -> None:
     assert rows["weights"].sum() == store.n_tokens
 
 
+windows = st.integers(1, 12).flatmap(lambda T: st.tuples(st.just(T), st.integers(1, T)))
+packings = st.sampled_from(["stream", "documents", "pad"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=corpora, window=windows, packing=packings)
+def test_evaluation_scores_every_token_once_whatever_the_stride(
+    lengths: list[int], window: tuple[int, int], packing: Packing
+) -> None:
+    seq_len, stride = window
+    store = make_store(lengths)
+    if store.n_tokens < 2:
+        return
+    examples = make_examples(store, seq_len=seq_len, packing=packing, bos_id=BOS, stride=stride, training=False)
+    rows = all_rows(examples)
+    scored = np.sort(rows["targets"][rows["weights"] == 1])
+    assert set(np.unique(rows["weights"])) <= {0.0, 1.0}
+    expected = store.read(1 if packing == "stream" else 0, store.n_tokens)
+    np.testing.assert_array_equal(scored, np.sort(expected))
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=corpora, window=windows, training=st.booleans())
+def test_overlapping_stream_equals_its_twin(lengths: list[int], window: tuple[int, int], training: bool) -> None:
+    seq_len, stride = window
+    store = make_store(lengths)
+    stream = store.read(0, store.n_tokens).tolist()
+    if store.n_tokens < (seq_len + 1 if training else 2):
+        return
+    examples = make_examples(store, seq_len=seq_len, packing="stream", bos_id=BOS, stride=stride, training=training)
+    twin, scored = [], set()
+    for start in range(0, len(stream), stride):
+        places = range(start + 1, min(start + seq_len + 1, len(stream)))
+        if len(places) == seq_len if training else set(places) - scored:
+            twin.append([(stream[at - 1], stream[at], float(training or at not in scored)) for at in places])
+            scored.update(places)
+    rows = all_rows(examples)
+    assert len(examples) == len(twin)
+    for i, window_ in enumerate(twin):
+        n = len(window_)
+        found = zip(rows["tokens"][i], rows["targets"][i], rows["weights"][i])
+        assert list(found)[:n] == window_
+        assert not rows["weights"][i, n:].any()
+        documents = np.repeat(np.arange(len(lengths)), np.diff(store.document_offsets))
+        expected = set(documents[i * stride : i * stride + n + 1].tolist())
+        assert examples.documents(i).tolist() == sorted(expected)
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=corpora, window=windows, training=st.booleans(), packing=st.sampled_from(["documents", "pad"]))
+def test_overlapping_pieces_equal_their_twin(
+    lengths: list[int], window: tuple[int, int], training: bool, packing: Packing
+) -> None:
+    seq_len, stride = window
+    store = make_store(lengths)
+    if store.n_tokens < (seq_len + 1 if training else 1):
+        return
+    examples = make_examples(store, seq_len=seq_len, packing=packing, bos_id=BOS, stride=stride, training=training)
+    pieces = []
+    for d in range(len(lengths)):
+        ids = store.read(*store.document_offsets[d : d + 2].tolist()).tolist()
+        done = 0
+        for start in itertools.count(0, stride):
+            stop = min(start + seq_len, len(ids))
+            pieces.append(
+                [(([BOS, *ids])[at], ids[at], float(training or at >= done), at - start) for at in range(start, stop)]
+            )
+            done = stop
+            if done == len(ids):
+                break
+    rows = all_rows(examples)
+    found = []
+    for i in range(len(examples)):
+        for segment in range(1, rows["segments"][i].max() + 1):
+            where = rows["segments"][i] == segment
+            columns = (rows[name][i][where].tolist() for name in ("tokens", "targets", "weights", "positions"))
+            found.append(list(zip(*columns)))
+        padding = rows["segments"][i] == 0
+        assert not any(rows[name][i][padding].any() for name in rows)
+    if packing == "pad":
+        assert found == pieces  # one in each example, in the order of the documents
+        assert len(examples) == len(pieces)
+        assert (rows["segments"][:, 0] == 1).all()
+        assert rows["segments"].max() == 1
+    assert sorted(found) == sorted(pieces)
+
+
+def test_stride_one_is_the_windows_of_a_word_level_tutorial() -> None:
+    # for i in range(len(text) - T): x = text[i : i + T], y = text[i + 1 : i + T + 1]
+    store = make_store([20])
+    text = store.read(0, 21)
+    rows = all_rows(make_examples(store, seq_len=4, packing="stream", bos_id=BOS, stride=1))
+    np.testing.assert_array_equal(rows["tokens"], [text[i : i + 4] for i in range(len(text) - 4)])
+    np.testing.assert_array_equal(rows["targets"], [text[i + 1 : i + 5] for i in range(len(text) - 4)])
+    assert rows["weights"].all()
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 50).flatmap(lambda c: st.tuples(st.just(c), st.lists(st.integers(1, c), max_size=60))))
 def test_pack_is_best_fit_decreasing(case: tuple[int, list[int]]) -> None:
@@ -121,8 +219,8 @@ def test_pack_fills_and_is_fast_at_a_million() -> None:
 
 def test_examples_do_not_depend_on_their_company() -> None:
     store = make_store([5, 30, 0, 7, 12, 3, 3, 40])
-    for packing in ("stream", "documents"):
-        examples = make_examples(store, seq_len=9, packing=packing, bos_id=BOS)  # type: ignore[arg-type]
+    for packing, stride in itertools.product(("stream", "documents", "pad"), (None, 4)):
+        examples = make_examples(store, seq_len=9, packing=packing, bos_id=BOS, stride=stride)  # type: ignore[arg-type]
         rows = all_rows(examples)
         order = np.random.default_rng(0).permutation(len(examples))
         for name, values in examples.batch(order).items():
@@ -163,8 +261,11 @@ def test_the_packing_is_cached_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
     other.index_dir = tmp_path
     make_examples(other, seq_len=9, packing="documents", bos_id=BOS)
     assert len(list(tmp_path.iterdir())) == 6
-    make_examples(store, seq_len=9, packing="stream", bos_id=BOS)
-    assert len(list(tmp_path.iterdir())) == 6
+    make_examples(store, seq_len=9, packing="documents", bos_id=BOS, stride=4)
+    assert len(list(tmp_path.iterdir())) == 8
+    for packing in ("stream", "pad"):
+        make_examples(store, seq_len=9, packing=packing, bos_id=BOS)  # type: ignore[arg-type]
+    assert len(list(tmp_path.iterdir())) == 8
 
 
 @dataclasses.dataclass
@@ -181,6 +282,8 @@ class Mistake:
         Mistake([9], {"seq_len": 10}, "the corpus has 10 tokens and data.seq-len 10 needs at least 11; add text or"),
         Mistake([9], {"packing": "documents", "seq_len": 10}, "the corpus has 10 tokens and data.seq-len 10 needs"),
         Mistake([], {"training": False}, "the corpus has 0 tokens and at least 2 are needed"),
+        Mistake([9], {"stride": 0}, "the stride is 0; it must be between 1 and data.seq-len (4), or tokens would"),
+        Mistake([9], {"stride": 5}, "the stride is 5; it must be between 1 and data.seq-len (4), or tokens would"),
         Mistake([9], {"packing": "bins", "seq_len": 2}, "data.packing is 'bins'; it must be stream, documents or pad"),
     ],
 )

@@ -104,7 +104,7 @@ def test_tfds_folder(tmp_path: Path):
 
 
 BAD = {
-    "unknown form": ("csv:x", {}, "unknown source 'csv:x'; choose text:GLOB"),
+    "unknown form": ("word:x", {}, "unknown source 'word:x'; choose text:GLOB"),
     "no glob": ("text:", {}, "unknown source 'text:'"),
     "missing file": ("text:{tmp}/none.txt", {}, "matches no file"),
     "missing glob": ("jsonl:{tmp}/*.none", {}, "matches no file"),

@@ -13,10 +13,10 @@ from typing import Any
 from lm.data.config import DataConfig
 from lm.data.sources.base import Document, Part, SkipCounts, Source, Unit, fingerprint_file, match
 from lm.data.sources.encodings import plain_name
-from lm.data.sources.files import FileSource
-from lm.data.sources.libraries import Tfds
-from lm.data.sources.records import JsonLines
-from lm.data.sources.text import StandardLibrary, TextFiles
+from lm.data.sources.libraries import HuggingFace, Tfds
+from lm.data.sources.records import JsonLines, JsonLists
+from lm.data.sources.tables import CommaSeparated, Parquet, TabSeparated
+from lm.data.sources.text import HtmlFiles, StandardLibrary, TextFiles
 from lm.errors import check
 
 __all__ = [
@@ -35,20 +35,35 @@ __all__ = [
     "shaping",
 ]
 
-FORMS = "text:GLOB, jsonl:GLOB, tfds:NAME[/CONFIG][#SPLIT] or python-stdlib"
+FORMS = (
+    "text:GLOB, html:GLOB, jsonl:GLOB, json:GLOB, csv:GLOB, tsv:GLOB, parquet:GLOB, tfds:NAME[/CONFIG][#SPLIT], "
+    "hf:NAME[@CONFIG][#SPLIT] or python-stdlib"
+)
 
-_FILES: dict[str, Callable[[DataConfig, list[tuple[str, Path]]], FileSource]] = {
+_FILES: dict[str, Callable[[DataConfig, list[tuple[str, Path]]], Source]] = {
     "text": TextFiles,
+    "html": HtmlFiles,
     "jsonl": JsonLines,
+    "json": JsonLists,
+    "csv": CommaSeparated,
+    "tsv": TabSeparated,
+    "parquet": Parquet,
 }
-_LIBRARIES: dict[str, Callable[[DataConfig, str], Source]] = {"tfds": Tfds}
+_LIBRARIES: dict[str, Callable[[DataConfig, str], Source]] = {"tfds": Tfds, "hf": HuggingFace}
 
-_ANY_FILE = ("encoding", "on_error", "max_document_bytes")
+_SKIPPING = ("on_error", "max_document_bytes")
+_ANY_FILE = ("encoding", *_SKIPPING)
 _RECORD = ("field", "group_field")
 SHAPING_FIELDS_BY_FORM: dict[str, tuple[str, ...]] = {
     "text": ("document", *_ANY_FILE),
+    "html": _SKIPPING,
     "jsonl": (*_RECORD, *_ANY_FILE),
-    "tfds": (*_RECORD, "on_error"),
+    "json": (*_RECORD, *_ANY_FILE),
+    "csv": (*_RECORD, "header", *_ANY_FILE),
+    "tsv": (*_RECORD, "header", *_ANY_FILE),
+    "parquet": (*_RECORD, *_SKIPPING),
+    "tfds": (*_RECORD, *_SKIPPING),
+    "hf": (*_RECORD, *_SKIPPING),
     "python-stdlib": (),
 }
 """The settings of `DataConfig` that change the documents of each form; see `shaping`."""
@@ -92,6 +107,14 @@ def check_source_config(config: DataConfig) -> None:
         config.group_field is None or "group_field" in SHAPING_FIELDS_BY_FORM[form],
         f"data.group_field is {config.group_field!r}, but documents of {form} sources have no fields; leave it out",
     )
+    sources = (config.source, config.validation_source, config.test_source)
+    if not config.header and any(form_of(source) in ("csv", "tsv") for source in sources if source is not None):
+        for name, column in (("field", config.field), ("group_field", config.group_field)):
+            check(
+                column is None or column.isdecimal(),
+                f"data.{name} is {column!r}, but data.header=False says that columns have no names; "
+                "give its number, 0 for the first",
+            )
 
 
 def open_source(source: str, config: DataConfig) -> Source:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lm.data.config import DataConfig
 from lm.data.manifest import SourceFile
@@ -96,6 +96,14 @@ class SkipCounts:
         return sum(self.counts.values())
 
 
+class Problem(NamedTuple):
+    """The arguments of `BaseSource.problem`."""
+
+    reason: str
+    example: str
+    remedy: str
+
+
 class Source(Protocol):
     """Something that yields documents in an order that never changes. It can be pickled."""
 
@@ -135,6 +143,7 @@ class BaseSource:
         self.config = config
         self.bytes_read = 0
         self.skipped = SkipCounts()
+        self._before = 0  # bytes of the parts that are read
 
     def files(self) -> list[tuple[str, Path]]:
         """See `Source`."""
@@ -160,6 +169,7 @@ class BaseSource:
                 group, size = [], 0
             group.append(part)
             size += part.bytes
+        self.bytes_read = 0
         return [*units, Unit(tuple(group))] if group else units
 
     def read(self, unit: Unit) -> Iterator[Document]:
@@ -183,6 +193,14 @@ class BaseSource:
     def progress(self, done: int) -> None:
         """Notes that `done` bytes of the part at hand are read."""
         self.bytes_read = self._before + done
+
+    def too_large(self, where: str) -> Problem:
+        """The problem of a document that is longer than `max_document_bytes`."""
+        return Problem(
+            TOO_LARGE,
+            f"{where} is longer than data.max_document_bytes {self.config.max_document_bytes}",
+            "raise data.max_document_bytes, or make smaller documents (data.document)",
+        )
 
     def problem(self, reason: str, example: str, remedy: str) -> None:
         """Input that cannot be used: counts it, or raises `UserError` where `on_error` is "stop".
@@ -209,6 +227,11 @@ def fingerprint_file(key: str, path: Path) -> SourceFile:
     except OSError as error:
         raise unreadable(path, error) from None
     return SourceFile(path=key, bytes=size, blake2b=digest.hexdigest())
+
+
+def file_size(path: Path) -> int:
+    """Size of a file, 0 if it is gone: whoever reads it will say so."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def match(source: str, pattern: str) -> list[tuple[str, Path]]:

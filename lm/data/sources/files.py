@@ -17,11 +17,12 @@ from lm.data.config import DataConfig
 from lm.data.sources.base import (
     BINARY,
     DAMAGED,
-    TOO_LARGE,
     UNDECODABLE,
     BaseSource,
     Document,
     Part,
+    Problem,
+    file_size,
     reason_of,
     unreadable,
 )
@@ -35,21 +36,13 @@ _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _BOMS = {"utf-8": b"\xef\xbb\xbf", "gb18030": b"\x84\x31\x95\x33"}
 
 
-class Problem(NamedTuple):
-    """The arguments of `BaseSource.problem`."""
-
-    reason: str
-    example: str
-    remedy: str
-
-
 class Line(NamedTuple):
     """A line of a file."""
 
     number: int
     """From 1."""
     text: str
-    """With its line end; empty where there is a problem."""
+    """With its line end; where there is a problem, as far as there is any."""
     size: int
     """How long it is on disk, in bytes; in characters for encodings like UTF-16."""
     problem: Problem | None = None
@@ -60,7 +53,8 @@ class FileSource(BaseSource):
     """A source of files on disk, read one after the other; subclasses give `read_file`."""
 
     cut_at: str | None = None
-    """Where files may be cut into parts: None, "line" for line starts, "paragraph" for those after a blank line."""
+    """Where files may be cut into parts: None, "line" for line starts, "paragraph" for those after a blank line, "row"
+    for what a subclass says in `cuts`."""
 
     def __init__(self, config: DataConfig, matched: list[tuple[str, Path]]):
         super().__init__(config)
@@ -75,10 +69,14 @@ class FileSource(BaseSource):
         """The documents of a part of a file that is whole and no binary file."""
         raise NotImplementedError
 
+    def detect(self, head: bytes, file: BinaryIO) -> str:
+        """The encoding of a file where it is to be found out; see `find_encoding`."""
+        return find_encoding(head, file)
+
     def parts(self, target_bytes: int | None) -> Iterator[Part]:
         """See `BaseSource`."""
         for key, path in self.matched:
-            size = path.stat().st_size if path.exists() else 0
+            size = file_size(path)
             encoding = self._encoding_to_cut(path) if target_bytes is not None and size > target_bytes else None
             if target_bytes is None or encoding is None:
                 yield Part(key, path, size)
@@ -95,7 +93,7 @@ class FileSource(BaseSource):
             head = file.read(HEAD_BYTES)
             if is_binary(head, self.encoding):
                 return None
-            encoding = find_encoding(head, file) if self.encoding == "auto" else self.encoding
+            encoding = self.detect(head, file) if self.encoding == "auto" else self.encoding
         return encoding if line_ends_are_bytes(encoding) else None
 
     def cuts(self, path: Path, encoding: str, target_bytes: int) -> Iterator[tuple[int, int]]:
@@ -138,10 +136,10 @@ class FileSource(BaseSource):
                 if is_binary(head, self.encoding):
                     self.problem(BINARY, f"{path} looks like a binary file", "name text files only")
                     return None
-                encoding = find_encoding(head, file) if self.encoding == "auto" else self.encoding
+                encoding = self.detect(head, file) if self.encoding == "auto" else self.encoding
             if self.config.on_error == "skip":
                 # What breaks in the middle is left out from its start, so it is gone through once before.
-                if not line_ends_are_bytes(encoding):
+                if encoding != "auto" and not line_ends_are_bytes(encoding):
                     with self._open(path) as (file, _):
                         text = io.TextIOWrapper(file, encoding, newline="\n")
                         while text.read(_BLOCK):
@@ -206,6 +204,7 @@ class FileSource(BaseSource):
                 if not line:
                     return
                 size = len(line)
+                problem: Problem | None
                 if size > limit and len(line.rstrip(b"\r\n")) > limit:
                     while not line.endswith(b"\n") and (line := file.readline(_BLOCK)):
                         size += len(line)
@@ -246,14 +245,6 @@ class FileSource(BaseSource):
             return "", self.too_large(str(part.path))
         return self.decoded(content, part.path, 0, encoding)
 
-    def too_large(self, where: str) -> Problem | None:
-        """The problem of a document that is longer than `max_document_bytes`."""
-        return Problem(
-            TOO_LARGE,
-            f"{where} is longer than data.max_document_bytes {self.config.max_document_bytes}",
-            "raise data.max_document_bytes, or make smaller documents (data.document)",
-        )
-
     def decoded(self, content: bytes, path: Path, offset: int, encoding: str) -> tuple[str, Problem | None]:
         """Text that stands `offset` bytes into a file, without the byte order mark some editors put first."""
         if offset == 0 and (mark := _BOMS.get(encoding)) and content.startswith(mark):
@@ -261,7 +252,7 @@ class FileSource(BaseSource):
         try:
             text = content.decode(encoding)
         except UnicodeDecodeError as error:
-            return "", Problem(
+            return content.decode(encoding, "replace"), Problem(
                 UNDECODABLE,
                 f"{path} is not {encoding.upper()}: byte 0x{content[error.start]:02X} at offset {offset + error.start}",
                 "set data.encoding (auto finds it out)" if self.encoding != "auto" else "set data.encoding",

@@ -1,4 +1,4 @@
-"""`tfds:`, datasets that another library has prepared on this machine."""
+"""`tfds:` and `hf:`, datasets that another library has prepared on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lm.data.config import DataConfig
 from lm.data.sources.base import BaseSource, Document, Part, listed, one_line
 from lm.data.sources.records import documents_of
-from lm.errors import UserError, check
+from lm.errors import UserError, check, require
 
 
 class RecordSource(BaseSource):
@@ -49,6 +49,64 @@ class RecordSource(BaseSource):
         for i in range(part.start, part.stop):
             self.progress(part.bytes * (i - part.start) // (part.stop - part.start))
             yield from documents_of(self, self.record(i), f"{part.key}:{i}", f"{self.source} record {i}")
+
+
+class HuggingFace(RecordSource):
+    """`hf:NAME[@CONFIG][#SPLIT]`, from the hub or its cache, or `hf:FOLDER[#SPLIT]`.
+
+    A folder is what `save_to_disk` wrote, or holds files that `load_dataset` reads.
+    """
+
+    def __init__(self, config: DataConfig, source: str):
+        super().__init__(config, source)
+        require("datasets", extra="hf", need=f"source {source!r}")
+        names = self._records().column_names
+        for field, setting in ((config.field, "data.field"), (config.group_field, "data.group_field")):
+            check(
+                field is None or field in names,
+                f"source {source!r} has no column {field!r}; it has {listed(names)}: set {setting}",
+            )
+
+    def _records(self) -> Any:
+        if self._opened is None:
+            records = self._open_anew()
+            wanted = (self.config.field, self.config.group_field)
+            fields = [name for name in records.column_names if name in wanted]
+            # Other columns may hold pictures, which take long to decode.
+            self._opened = records.select_columns(fields) if self.config.field in fields else records
+        return self._opened
+
+    def _open_anew(self) -> Any:
+        import datasets
+
+        name, _, variant = self.name.partition("@")
+        folder = Path(name).expanduser()
+        try:
+            if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+                found = datasets.load_from_disk(str(folder))
+                if isinstance(found, datasets.DatasetDict):
+                    check(self.split in found, f"no split {self.split!r}; it has {', '.join(found)}")
+                    found = found[self.split]
+            else:
+                name = str(folder) if folder.is_dir() else name
+                found = datasets.load_dataset(name, variant or None, split=self.split)
+        except Exception as error:  # Of all kinds: the hub's, the builders', the file systems'.
+            raise UserError(f"cannot open source {self.source!r}: {one_line(error)}") from None
+        check(found.cache_files, f"source {self.source!r} has no files on disk")
+        return found
+
+    def files(self) -> list[tuple[str, Path]]:
+        """See `Source`."""
+        paths = [Path(file["filename"]) for file in self._records().cache_files]
+        return [(f"{path.name}#{self.split}", path) for path in paths]
+
+    def count(self) -> int:
+        """See `RecordSource`."""
+        return len(self._records())
+
+    def record(self, i: int) -> dict[str, Any]:
+        """See `RecordSource`."""
+        return self._records()[i]
 
 
 class Tfds(RecordSource):

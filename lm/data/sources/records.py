@@ -47,6 +47,10 @@ def documents_of(source: BaseSource, record: Mapping[str, Any], key: str, where:
     if not isinstance(text, str):
         source.problem(NOT_TEXT, f"{where}: field {field!r} holds {kind(text)}, not text", "set data.field")
         return
+    limit = source.config.max_document_bytes
+    if len(text) > limit or (4 * len(text) > limit and len(text.encode("utf-8", "surrogatepass")) > limit):
+        source.problem(*source.too_large(where))
+        return
     group = None if group_field is None else record[group_field]
     if isinstance(group, bytes):
         group = group.decode("utf-8", "backslashreplace")
@@ -78,6 +82,29 @@ class JsonLines(FileSource):
                     self.problem(BROKEN_JSON, f"{where} is not valid JSON ({one_line(error)})", "mend the line")
                     continue
                 yield from json_documents(self, record, f"{part.key}:{line.number}", where)
+
+
+class JsonLists(FileSource):
+    """`json:GLOB`, files that hold a list of objects and are read whole."""
+
+    def read_file(self, part: Part, encoding: str) -> Iterator[Document]:
+        """See `FileSource`."""
+        text, problem = self.content(part, encoding)
+        if problem is not None:
+            self.problem(*problem)
+            return
+        try:
+            records = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            self.problem(BROKEN_JSON, f"{part.path} is not valid JSON ({one_line(error)})", "mend the file")
+            return
+        if not isinstance(records, list):
+            found = f"{part.path} is not a JSON list but {kind(records)}"
+            self.problem(BROKEN_JSON, found, "give a list of objects, or one object a line to jsonl:")
+            return
+        del text
+        for number, record in enumerate(records, 1):
+            yield from json_documents(self, record, f"{part.key}:{number}", f"{part.path}:{number}")
 
 
 def json_documents(source: BaseSource, record: Any, key: str, where: str) -> Iterator[Document]:

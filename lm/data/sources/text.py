@@ -1,4 +1,4 @@
-"""`text:`, a document a file, paragraph or line; and `python-stdlib`, a corpus that is always there."""
+"""`text:`, a document a file, paragraph or line; `html:`; and `python-stdlib`, a corpus that is always there."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import sysconfig
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 from lm.data.config import DataConfig
-from lm.data.sources.base import UNDECODABLE, BaseSource, Document, Part, unreadable
-from lm.data.sources.files import FileSource, Line, Problem, without_line_end
+from lm.data.sources.base import UNDECODABLE, BaseSource, Document, Part, Problem, file_size, unreadable
+from lm.data.sources.files import FileSource, Line, without_line_end
 from lm.errors import check
+from lm.text.encoding import decode
 
 # Folders of the standard library that hold tests, caches or packages that do not come with Python.
 _NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -63,6 +65,32 @@ class TextFiles(FileSource):
             self.problem(*problem)
 
 
+class HtmlFiles(FileSource):
+    """`html:GLOB`, a document a file, with its tags, in the encoding that it names or looks like."""
+
+    def __init__(self, config: DataConfig, matched: list[tuple[str, Path]]):
+        super().__init__(config, matched)
+        self.encoding = "auto"
+
+    def detect(self, head: bytes, file: BinaryIO) -> str:
+        """See `FileSource`: left to `decoded`, which has the whole page."""
+        del head, file
+        return "auto"
+
+    def decoded(self, content: bytes, path: Path, offset: int, encoding: str) -> tuple[str, Problem | None]:
+        """See `FileSource`."""
+        del path, offset
+        return decode(content, encoding)[0], None
+
+    def read_file(self, part: Part, encoding: str) -> Iterator[Document]:
+        """See `FileSource`."""
+        text, problem = self.content(part, encoding)
+        if problem is None:
+            yield Document(part.key, text)
+        else:
+            self.problem(*problem)
+
+
 class StandardLibrary(BaseSource):
     """`python-stdlib`, the .py files of the running Python's standard library, without its tests."""
 
@@ -83,7 +111,7 @@ class StandardLibrary(BaseSource):
     def parts(self, target_bytes: int | None) -> Iterator[Part]:
         """See `BaseSource`."""
         for key, path in self.matched:
-            yield Part(key, path, path.stat().st_size if path.exists() else 0)
+            yield Part(key, path, file_size(path))
 
     def read_part(self, part: Part) -> Iterator[Document]:
         """See `BaseSource`."""
