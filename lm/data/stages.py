@@ -196,7 +196,8 @@ class FindNear(_FindPairs):
         ordinals = ordinals[order]
         # Candidates are named by their place in the order of ranks, so that a pair's lower number is its lower rank.
         pairs = ordinals[candidate_pairs(keys[ordinals], np.arange(len(ordinals)), self.dedup.bucket_window)]
-        self._save(pairs[similar(_Rows(corpus, "signature"), pairs, self.dedup)])
+        rows: Any = _Rows(corpus, "signature")  # as good as the array it stands for
+        self._save(pairs[similar(rows, pairs, self.dedup)])
 
 
 class _Rows:

@@ -9,6 +9,7 @@ joins what they counted.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.data.manifest import DATASET_VERSION, SplitCounts, index_path
+from lm.data.manifest import DATASET_VERSION, SPLITS, SplitCounts, index_path
 from lm.errors import UserError, check
 
 RECORD_TOKENS = 8192
@@ -130,6 +131,43 @@ class ShardWriter:
         if self._records is not None:
             with contextlib.suppress(RuntimeError):  # The failure on its way up says more than this one.
                 self._records.close()
+
+
+class DatasetWriter:
+    """Writes a dataset of one shard a split, for who has token ids already. Use it in a `with` statement.
+
+    Args:
+      folder: an existing folder; `lm.data.store.DatasetStore` reads it afterwards.
+      name: the dataset's name.
+      eos_id: the token appended to every document.
+    """
+
+    def __init__(self, folder: Path, name: str, eos_id: int):
+        self._folder = folder
+        self._name = name
+        self._eos_id = eos_id
+        self._writers: dict[str, ShardWriter] = {}
+        self._lengths = tempfile.TemporaryDirectory()
+
+    def add(self, split: str, key: str, ids: Sequence[int], text_bytes: int, last: bool) -> None:
+        """As `ShardWriter.add`; each split has one document at hand."""
+        if split not in self._writers:
+            path = shard_path(self._folder, self._name, split, 0, 1)
+            self._writers[split] = ShardWriter(path, Path(self._lengths.name, split), eos_id=self._eos_id)
+        self._writers[split].add(key, ids, text_bytes, last)
+
+    def finish(self) -> dict[str, SplitCounts]:
+        """Completes the dataset."""
+        written = {split: [self._writers[split].finish()] for split in SPLITS if split in self._writers}
+        return finish_dataset(self._folder, self._name, written)
+
+    def __enter__(self) -> DatasetWriter:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        for writer in self._writers.values():
+            writer.__exit__(*failure)
+        self._lengths.cleanup()
 
 
 def finish_dataset(folder: Path, name: str, splits: Mapping[str, Sequence[Shard]]) -> dict[str, SplitCounts]:

@@ -75,10 +75,14 @@ def test_a_failure_arrives_as_it_was_raised(tmp_path: Path, config: RunnerConfig
 
 
 def test_a_file_or_folder_is_whole_or_not_there(tmp_path: Path):
-    for open_part in (whole_file, whole_output):
-        with pytest.raises(KeyError), open_part(tmp_path / "x") as part:
+    def fail(open_part) -> None:
+        with open_part(tmp_path / "x") as part:
             (part / "y" if part.is_dir() else part).write_text("half")
             raise KeyError
+
+    for open_part in (whole_file, whole_output):
+        with pytest.raises(KeyError):
+            fail(open_part)
     assert not list(tmp_path.iterdir())
     with whole_output(tmp_path / "x") as part:
         (part / "y").write_text("first")
