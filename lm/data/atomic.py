@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,6 +45,53 @@ def whole_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[Path | N
             yield building
             _sync(building)
             _move(building, folder)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a folder is being built."""
+
+    result: Path
+    """The folder to fill; it becomes the final one."""
+    work: Path
+    """A folder for files on the way there, which goes away at the end."""
+
+
+@contextlib.contextmanager
+def resumable_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[Workspace | None]:
+    """`whole_folder` for work that takes long: what an interrupted call has done is found again by the next.
+
+    Where the body fails with an `Exception`, nothing stays behind, as with `whole_folder`. Where its process is killed
+    or interrupted (`KeyboardInterrupt`), the workspace stays as it was left; the next call for the same folder is given
+    it again, and one for a sibling of its parent removes it. On a file system without locks every call starts anew.
+
+    Args:
+      folder: as for `whole_folder`.
+      waiting: as for `whole_folder`.
+
+    Yields:
+      The workspace, whose folders exist, or None if `folder` is there.
+    """
+    parent = folder.parent
+    with _created(parent), _lock(parent, waiting) as locked:
+        if folder.exists():
+            yield None
+            return
+        resumed = f"{_TEMPORARY}work"
+        if locked:
+            _remove_leftovers(parent, but=resumed)
+        building = parent / (resumed if locked else f"{_TEMPORARY}{secrets.token_hex(8)}")
+        space = Workspace(building / "result", building / "work")
+        space.result.mkdir(parents=True, exist_ok=True)
+        space.work.mkdir(exist_ok=True)
+        try:
+            yield space
+            _sync(space.result)
+            _move(space.result, folder)
+        except Exception:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        shutil.rmtree(building, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -103,11 +151,15 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left unfinished: in `folder`, whose lock is held, and in its siblings."""
+def _remove_leftovers(folder: Path, but: str = "") -> None:
+    """Removes what killed processes left unfinished: in `folder`, whose lock is held, and in its siblings.
+
+    In `folder` itself what is called `but` stays.
+    """
     for leftover in folder.parent.glob(f"*/{_TEMPORARY}*"):
         if leftover.parent == folder:
-            shutil.rmtree(leftover)
+            if leftover.name != but:
+                shutil.rmtree(leftover)
             continue
         with _lock(leftover.parent, None) as locked:
             if locked:

@@ -61,6 +61,8 @@ class DataConfig:
     """Name of the dataset; prepared datasets live in ROOT/NAME/FINGERPRINT/1.0.0."""
     root: str = "datasets"
     """Folder of all prepared datasets."""
+    licence: str = ""
+    """A note on origin and licence of the text, kept in the dataset's manifest."""
 
     seq_len: int = 256
     """Tokens in one training example; any length works without preparing again."""

@@ -4,6 +4,7 @@ A dataset is one folder, `ROOT/NAME/FINGERPRINT/1.0.0`, that TFDS reads as it st
 `features.json`, ArrayRecord shards). Beside those files lie
 
 - `manifest.json`, a `Manifest`: counts, settings and the fingerprints of what was read;
+- `report.json`, what was read, changed, dropped and found twice, and counts over the text (`lm.data.prepare`);
 - `tokenizer/`, for `lm.text.tokenizer.load_tokenizer`;
 - `index/SPLIT.records.npy`, int64 `[records + 1]`: the tokens before each record, and their total at the end;
 - `index/SPLIT.documents.npy`, int64 `[documents + 1]`: the tokens before each document, and their total.
@@ -19,7 +20,7 @@ from typing import Any
 
 from lm.errors import UserError, check
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever the bytes of a dataset change for the same settings and sources."""
 DATASET_VERSION = "1.0.0"
 MANIFEST_FILE = "manifest.json"
@@ -64,11 +65,17 @@ class Manifest:
     fingerprint: str
     """12 hex digits: settings, tokenizer and source content."""
     settings: dict[str, Any]
-    """The settings that shaped it: {"data": ..., "tokenizer": ...}."""
+    """The settings that shaped it: {"data": ..., "tokenizer": ..., "clean": ..., "dedup": ..., "augment": ...}."""
     splits: dict[str, SplitCounts]
     """The splits that hold documents; always `train`."""
     skipped_documents: int
     """Documents left out because they hold nothing but whitespace."""
+    removed_documents: dict[str, int]
+    """Documents left out for other reasons: "unreadable", "cleaning", "exact duplicate", "near duplicate", "lines"."""
+    licence: str
+    """What the settings say about origin and licence of the text (`DataConfig.licence`)."""
+    packages: dict[str, str]
+    """Versions of the packages that had a say in the text."""
     sources: dict[str, list[SourceFile]]
     """Files read, by the setting that names them: source, validation_source, test_source."""
     tokenizer_fingerprint: str

@@ -1,7 +1,9 @@
 """Text to a tokenised dataset on disk, in TFDS's ArrayRecord format (`lm.data.manifest` describes the folder).
 
-The documents stream by twice: once to train the tokenizer, once to be encoded and written; memory does not grow with
-the corpus. The dataset appears under its name only when all of it is on disk (`lm.data.atomic`).
+Reading and cleaning, deduplication, tokenising and writing are stages of independent tasks (`lm.data.stages`) that run
+here, in several processes or on Apache Beam (`lm.data.runners`); memory grows with a few numbers per document. The
+dataset depends on the text and the settings alone, to the byte, and appears under its name only when all of it is on
+disk (`lm.data.atomic`); a preparation that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -10,15 +12,21 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from lm.data.atomic import whole_folder
+import numpy as np
+
+from lm.data.atomic import Workspace, resumable_folder
 from lm.data.config import DataConfig
+from lm.data.corpus import Corpus, split_code
 from lm.data.manifest import (
     DATASET_VERSION,
     FORMAT_VERSION,
+    SPLITS,
     TOKENIZER_FOLDER,
     Manifest,
     SourceFile,
@@ -26,32 +34,94 @@ from lm.data.manifest import (
     load_manifest,
     save_manifest,
 )
-from lm.data.sources import Document, Source, fingerprint_file, open_source
-from lm.data.writer import DatasetWriter
+from lm.data.runners import RunnerConfig, Task, check_runner_config, run_tasks, whole_output
+from lm.data.sources import (
+    SkipCounts,
+    Source,
+    check_source_config,
+    fingerprint_file,
+    form_of,
+    open_source,
+    shaping,
+)
+from lm.data.stages import (
+    REMOVED,
+    DroppedLines,
+    FindExact,
+    FindLines,
+    FindNear,
+    ReadUnit,
+    WriteShard,
+    read_shard,
+    split_of,
+)
+from lm.data.statistics import ORDERS, Statistics
+from lm.data.writer import finish_dataset
 from lm.errors import UserError, check
-from lm.text.tokenizer import Tokenizer, TokenizerConfig, check_tokenizer_config, is_trained, train_tokenizer
+from lm.text.augment import AugmentConfig, augment_fingerprint, check_augment_config
+from lm.text.clean import RULES, CleanConfig, CleanReport, check_clean_config
+from lm.text.dedup import DedupConfig, check_dedup_config, first_of_cluster, unique_pairs
+from lm.text.filters import read_blocked_words
+from lm.text.tokenizer import (
+    Tokenizer,
+    TokenizerConfig,
+    check_tokenizer_config,
+    is_trained,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+__all__ = ["REPORT_FILE", "Progress", "prepare", "split_of"]
 
 Progress = Callable[[str, int, int | None], None]
-"""Called now and then with a phase ("fingerprint", "wait", "train tokenizer", "tokenize"), what is done and the
-total; both in bytes, the total None where nobody knows it."""
+"""Called now and then with a phase ("fingerprint", "wait", "read", "deduplicate", "train tokenizer", "tokenize"), what
+is done and the total; both in bytes, the total None where nobody knows it."""
 
-_BATCH_CHARACTERS = 1 << 20  # encoded together; memory grows with this, not with the corpus
-_PIECE_CHARACTERS = 1 << 15  # long documents are cut so, which spreads them over the cores
-# The settings that shape a dataset; the others of DataConfig are about reading it.
-_SHAPING = (
-    "source",
-    "validation_source",
-    "test_source",
-    "document",
-    "field",
-    "validation_fraction",
-    "test_fraction",
-    "split_seed",
+REPORT_FILE = "report.json"
+
+# Work is cut by size, never by the number of workers. A larger corpus gets larger pieces, so that no stage has more
+# than some thousands of them.
+_UNIT_BYTES = 32 << 20
+_SHARD_BYTES = 32 << 20
+_MOST_PIECES = 4096
+# Keys looked at together by one task: 16 to 40 bytes each.
+_KEYS_AT_ONCE = 20_000_000
+
+_PACKAGES = (
+    "tokenizers",
+    "sentencepiece",
+    "jieba",
+    "ftfy",
+    "trafilatura",
+    "opencc-python-reimplemented",
+    "charset-normalizer",
+    "py3langid",
 )
+_EXAMPLES = 20  # pairs of duplicates shown in the report
+_EXCERPT = 300  # characters of a text shown there
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """Everything that shapes a dataset."""
+
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    clean: CleanConfig
+    dedup: DedupConfig
+    augment: AugmentConfig
 
 
 def prepare(
-    data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | None = None, *, min_tokens: int = 1
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    progress: Progress | None = None,
+    *,
+    clean: CleanConfig | None = None,
+    dedup: DedupConfig | None = None,
+    augment: AugmentConfig | None = None,
+    runner: RunnerConfig | None = None,
+    min_tokens: int = 1,
 ) -> Path:
     """Makes sure that the dataset these settings describe is on disk.
 
@@ -59,6 +129,10 @@ def prepare(
       data: where text comes from, how it is split, and where datasets live (`root`, `name`).
       tokenizer: which tokenizer; trained kinds learn from the training split.
       progress: told how far things are.
+      clean: the rules every document goes through; none by default.
+      dedup: which duplicates are removed; none by default.
+      augment: altered copies of training documents; none by default.
+      runner: where the work is done, in this process by default; no part of the dataset.
       min_tokens: a new dataset whose training split has fewer is refused and not left behind.
 
     Returns:
@@ -70,7 +144,16 @@ def prepare(
       UserError: for settings or text that cannot be used, an empty training split, or a disk that cannot be written.
     """
     report = progress or (lambda phase, done, total: None)
-    _check_settings(data, tokenizer)
+    settings = _Settings(
+        data=data,
+        tokenizer=tokenizer,
+        clean=clean or CleanConfig(),
+        dedup=dedup or DedupConfig(),
+        augment=augment or AugmentConfig(),
+    )
+    runner = runner or RunnerConfig()
+    _check_settings(settings)
+    check_runner_config(runner)
     sources = {
         role: open_source(form, data)
         for role in ("source", "validation_source", "test_source")
@@ -80,16 +163,16 @@ def prepare(
     files = _fingerprint_sources(sources, report)
     # A tokenizer that is brought along shapes the dataset as much as the text does.
     brought = None if is_trained(tokenizer) else train_tokenizer(tokenizer, ())
-    fingerprint = _fingerprint(data, tokenizer, brought, files)
+    fingerprint = _fingerprint(settings, brought, files)
 
     folder = Path(data.root).expanduser() / data.name / fingerprint / DATASET_VERSION
     if folder.exists():
         load_manifest(folder)
-        return folder
+        return Path(data.root).expanduser() / data.name / fingerprint / DATASET_VERSION
     try:
-        with whole_folder(folder, lambda: report("wait", 0, None)) as building:
-            if building is not None:
-                _build(building, data, tokenizer, brought, sources, files, fingerprint, report, min_tokens)
+        with resumable_folder(folder.absolute(), lambda: report("wait", 0, None)) as space:
+            if space is not None:
+                _build(space, settings, brought, sources, files, fingerprint, runner, report, min_tokens)
                 _check_unchanged(seen, _modified(sources))
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
@@ -97,26 +180,13 @@ def prepare(
     return folder
 
 
-def split_of(text: str, data: DataConfig) -> str:
-    """The split of a document of `data.source`: "train", "validation" or "test".
-
-    It depends on the text and the settings alone, so a document stays in its split when others come and go, and
-    copies of a document share one.
-    """
-    validation = 0.0 if data.validation_source is not None else data.validation_fraction
-    test = 0.0 if data.test_source is not None else data.test_fraction
-    digest = hashlib.blake2b(f"{data.split_seed}\0".encode(), digest_size=8)
-    digest.update(text.encode("utf-8"))
-    point = int.from_bytes(digest.digest(), "big") / 2**64
-    if point < validation:
-        return "validation"
-    if point < validation + test:
-        return "test"
-    return "train"
-
-
-def _check_settings(data: DataConfig, tokenizer: TokenizerConfig) -> None:
-    check_tokenizer_config(tokenizer)
+def _check_settings(settings: _Settings) -> None:
+    check_tokenizer_config(settings.tokenizer)
+    check_clean_config(settings.clean)
+    check_dedup_config(settings.dedup)
+    check_augment_config(settings.augment)
+    data = settings.data
+    check_source_config(data)
     check(
         re.fullmatch(r"[a-z][a-z0-9_]*", data.name),
         f"data.name is {data.name!r}; use lower-case letters, digits and _, and start with a letter",
@@ -162,146 +232,379 @@ def _check_unchanged(before: dict[Path, int], after: dict[Path, int]) -> None:
         check(after.get(path) == modified, f"{path} changed while it was read; run prepare again")
 
 
-def _fingerprint(
-    data: DataConfig, tokenizer: TokenizerConfig, brought: Tokenizer | None, files: dict[str, list[SourceFile]]
-) -> str:
+def _fingerprint(settings: _Settings, brought: Tokenizer | None, files: dict[str, list[SourceFile]]) -> str:
     """12 hex digits over what shapes the dataset; settings without effect are left out."""
-    forms = {role: getattr(data, role).partition(":")[0] for role in files}
+    data = settings.data
     shape: dict[str, Any] = {
         "format": FORMAT_VERSION,
-        "forms": forms,
+        "forms": {role: form_of(getattr(data, role)) for role in files},
         "files": {role: [dataclasses.astuple(file) for file in listed] for role, listed in files.items()},
     }
-    if "text" in forms.values():
-        shape["document"] = data.document
-    if {"jsonl", "tfds"}.intersection(forms.values()):
-        shape["field"] = data.field
+    for role in files:
+        shape |= shaping(getattr(data, role), data)
     shape["held_out"] = [
         data.validation_fraction if data.validation_source is None else 0,
         data.test_fraction if data.test_source is None else 0,
     ]
     if any(shape["held_out"]):
         shape["split_seed"] = data.split_seed
-    shape["tokenizer"] = brought.fingerprint() if brought else dataclasses.asdict(tokenizer)
+    shape["tokenizer"] = brought.fingerprint() if brought else dataclasses.asdict(settings.tokenizer)
+    shape["clean"] = _clean_shape(settings.clean)
+    dedup = settings.dedup
+    shape["dedup"] = dataclasses.asdict(dedup) if dedup.exact or dedup.near or dedup.lines else {}
+    shape["augment"] = augment_fingerprint(settings.augment)
     return hashlib.blake2b(json.dumps(shape, sort_keys=True).encode("utf-8"), digest_size=6).hexdigest()
 
 
+def _clean_shape(clean: CleanConfig) -> dict[str, Any]:
+    """The rules, the options they read, and the blocked words themselves."""
+    if not clean.rules:
+        return {}
+    values = {option: getattr(clean, option) for name in clean.rules for option in RULES[name].options}
+    if values.get("blocked_words") is not None:
+        values["blocked_words"] = read_blocked_words(Path(values["blocked_words"]))
+    return {"rules": list(clean.rules), **values}
+
+
 def _build(
-    folder: Path,
-    data: DataConfig,
-    tokenizer_config: TokenizerConfig,
+    space: Workspace,
+    settings: _Settings,
     brought: Tokenizer | None,
     sources: dict[str, Source],
     files: dict[str, list[SourceFile]],
     fingerprint: str,
+    runner: RunnerConfig,
     report: Progress,
     min_tokens: int,
 ) -> None:
-    """Writes the whole dataset into `folder`, an empty folder."""
-    tokenizer = brought or train_tokenizer(tokenizer_config, _training_texts(data, tokenizer_config, sources, report))
-    tokenizer.save(folder / TOKENIZER_FOLDER)
+    """Makes the whole dataset in `space.result`; whatever is there from an interrupted attempt is used."""
+    units = space.work / "units"
+    reading = _reading_tasks(units, settings, sources)
+    run_tasks(reading, runner, lambda done, total: report("read", done, total))
+    corpus = Corpus(units)
+    found = _remove_duplicates(space.work, corpus, settings.dedup, runner, report)
+    _check_training_split(found.fate, corpus, settings.data)
 
-    total = sum(file.bytes for listed in files.values() for file in listed)
-    skipped = 0
-    batch: list[_Piece] = []
-    batch_characters = 0
-    with DatasetWriter(folder, data.name, tokenizer.eos_id) as writer:
-        for split, document in _split_documents(sources, data):
-            if _is_empty(document):
-                skipped += 1
-                continue
-            pieces = list(tokenizer.pieces(document.text, _PIECE_CHARACTERS))
-            for number, text in enumerate(pieces, 1):
-                batch.append(_Piece(split, document.key, text, number == len(pieces)))
-                batch_characters += len(text)
-                if batch_characters >= _BATCH_CHARACTERS:
-                    _encode(batch, tokenizer, writer)
-                    batch, batch_characters = [], 0
-                    report("tokenize", sum(source.bytes_read for source in sources.values()), total)
-        _encode(batch, tokenizer, writer)
-        splits = writer.finish()
-    report("tokenize", total, total)
-    _check_splits(splits, skipped, data)
+    tokenizer = _tokenizer(space.result / TOKENIZER_FOLDER, settings.tokenizer, brought, corpus, found, report)
+    writing = _writing_tasks(space, corpus, found, settings)
+    tasks = [task for listed in writing.values() for task in listed]
+    run_tasks(tasks, runner, lambda done, total: report("tokenize", done, total))
+    written = {split: [read_shard(task.output) for task in listed] for split, listed in writing.items()}
+    splits = finish_dataset(
+        space.result, settings.data.name, {split: [shard for shard, _, _ in read] for split, read in written.items()}
+    )
     tokens = splits["train"].tokens
     check(
         tokens >= min_tokens,
         f"the training split has {tokens} tokens, fewer than the {min_tokens} that one sequence takes (data.seq_len "
-        f"{data.seq_len}); lower data.seq_len or add text",
+        f"{settings.data.seq_len}); lower data.seq_len or add text",
     )
 
+    reading_report = _reading_report(corpus)
+    removed = {
+        "unreadable": sum(part["total"] for part in reading_report["skipped"].values()),
+        "cleaning": sum(counts["dropped"] for counts in reading_report["documents"].values()),
+        **found.removed,
+    }
+    content = {
+        "reading": reading_report,
+        "duplicates": _duplicates_report(corpus, found),
+        "splits": {
+            split: _split_report(splits[split], [(statistics, counts) for _, statistics, counts in read], tokenizer)
+            for split, read in written.items()
+        },
+        "tokenizer": {"kind": settings.tokenizer.kind, "vocab_size": tokenizer.vocab_size},
+    }
+    (space.result / REPORT_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     manifest = Manifest(
-        name=data.name,
+        name=settings.data.name,
         format_version=FORMAT_VERSION,
         fingerprint=fingerprint,
-        settings={
-            "data": {name: getattr(data, name) for name in _SHAPING},
-            "tokenizer": dataclasses.asdict(tokenizer_config),
-        },
+        settings={name: _shaping(value) for name, value in vars(settings).items()},
         splits=splits,
-        skipped_documents=skipped,
+        skipped_documents=sum(counts["empty"] for counts in reading_report["documents"].values()),
+        removed_documents={reason: count for reason, count in removed.items() if count},
+        licence=settings.data.licence,
+        packages={name: version for name in _PACKAGES if (version := _version(name))},
         sources=files,
         tokenizer_fingerprint=tokenizer.fingerprint(),
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
-        files={path.relative_to(folder).as_posix(): path.stat().st_size for path in _files_below(folder)},
+        files={path.relative_to(space.result).as_posix(): path.stat().st_size for path in _files_below(space.result)},
     )
-    save_manifest(manifest, folder)
+    save_manifest(manifest, space.result)
 
 
-class _Piece(NamedTuple):
-    """A document, or a part of a long one, on its way to the tokenizer."""
-
-    split: str
-    key: str
-    text: str
-    last: bool
-
-
-def _encode(batch: list[_Piece], tokenizer: Tokenizer, writer: DatasetWriter) -> None:
-    for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch])):
-        writer.add(piece.split, piece.key, ids, len(piece.text.encode("utf-8")), piece.last)
-
-
-def _split_documents(sources: dict[str, Source], data: DataConfig) -> Iterator[tuple[str, Document]]:
-    for document in sources["source"].documents():
-        yield split_of(document.text, data), document
-    for split in ("validation", "test"):
-        if (source := sources.get(f"{split}_source")) is not None:
-            for document in source.documents():
-                yield split, document
+def _shaping(settings: Any) -> dict[str, Any]:
+    """The settings as JSON; of `DataConfig` those that shape the dataset, the others are about reading it."""
+    if not isinstance(settings, DataConfig):
+        return dataclasses.asdict(settings)
+    roles = {
+        role: source for role in ("source", "validation_source", "test_source") if (source := getattr(settings, role))
+    }
+    values = {name: getattr(settings, name) for name in ("validation_fraction", "test_fraction", "split_seed")}
+    return (
+        roles | values | {name: value for source in roles.values() for name, value in shaping(source, settings).items()}
+    )
 
 
-def _training_texts(
-    data: DataConfig, tokenizer: TokenizerConfig, sources: dict[str, Source], report: Progress
-) -> Iterator[str]:
-    source = {"source": sources["source"]}
-    done = 0
-    for split, document in _split_documents(source, data):
-        if split == "train" and not _is_empty(document):
-            yield document.text
-            done += len(document.text.encode("utf-8"))
-            report("train tokenizer", done, tokenizer.training_bytes)
+def _reading_tasks(units: Path, settings: _Settings, sources: dict[str, Source]) -> list[Task]:
+    total = sum(_size(path) for source in sources.values() for _, path in source.files())
+    target = max(_UNIT_BYTES, total // _MOST_PIECES)
+    tasks: list[Task] = []
+    for role, source in sources.items():
+        for unit in source.units(target):
+            tasks.append(
+                ReadUnit(
+                    output=units / f"{len(tasks):06d}",
+                    size=unit.bytes,
+                    role=role,
+                    form=getattr(settings.data, role),
+                    unit=unit,
+                    data=settings.data,
+                    clean=settings.clean,
+                    dedup=settings.dedup,
+                )
+            )
+    return tasks
 
 
-def _is_empty(document: Document) -> bool:
-    return not document.text or document.text.isspace()
+@dataclass(frozen=True)
+class _Found:
+    """Where each document goes, and why some go nowhere."""
+
+    fate: np.ndarray
+    """uint8 [n]: the code of its split, or `REMOVED`."""
+    fate_file: Path
+    dropped_lines: tuple[Path, ...]
+    first: np.ndarray
+    """int64 [n]: the document that stays for it; itself if it is no duplicate."""
+    exact: np.ndarray
+    """bool [n]: it equals another."""
+    removed: dict[str, int]
+    lines: int
+    """Lines removed."""
 
 
-def _check_splits(splits: dict[str, SplitCounts], skipped: int, data: DataConfig) -> None:
-    if "train" not in splits:
-        held_out = sum(counts.documents for split, counts in splits.items() if data.validation_source is None)
+def _remove_duplicates(
+    work: Path, corpus: Corpus, dedup: DedupConfig, runner: RunnerConfig, report: Progress
+) -> _Found:
+    """Decides where each document goes, from the columns of the corpus."""
+    n = len(corpus)
+    splits = corpus.column("split").astype(np.uint8)
+    # Test before validation before training, then the order of the sources: who stands in a test set stays there.
+    ranks = np.empty(n, np.int64)
+    ranks[np.lexsort((np.arange(n), -splits.astype(np.int64)))] = np.arange(n)
+    work.mkdir(exist_ok=True)
+    np.save(work / "ranks.npy", ranks)
+    common: dict[str, Any] = {"units": work / "units", "ranks": work / "ranks.npy"}
+    parts = 1 + n // _KEYS_AT_ONCE
+
+    def outputs(kind: str, task: type, count: int, **more: Any) -> list[Task]:
+        return [
+            task(output=work / kind / f"{part:04d}.npy", size=n // count + 1, part=part, parts=count, **common, **more)
+            for part in range(count)
+        ]
+
+    exact = outputs("exact", FindExact, parts) if dedup.exact else []
+    near = [
+        task
+        for band in range(dedup.bands if dedup.near else 0)
+        for task in outputs(f"near-{band:03d}", FindNear, parts, band=band, dedup=dedup)
+    ]
+    if exact or near:
+        run_tasks([*exact, *near], runner, lambda done, total: report("deduplicate", done, total))
+
+    none = np.zeros((0, 2), np.int64)
+    exact_pairs = np.concatenate([none, *(np.load(task.output) for task in exact)])
+    near_pairs = unique_pairs(np.concatenate([none, *(np.load(task.output) for task in near)]))
+    first = first_of_cluster(n, np.concatenate([exact_pairs, near_pairs]), ranks)
+    again = first != np.arange(n)
+    equal = np.zeros(n, bool)
+    equal[exact_pairs[:, 1]] = True
+    fate = np.where(again, np.uint8(REMOVED), splits)
+    removed = {"exact duplicate": int((again & equal).sum()), "near duplicate": int((again & ~equal).sum())}
+
+    fate_file = work / "fate.npy"
+    np.save(fate_file, fate)
+    dropped: tuple[Path, ...] = ()
+    lines = 0
+    if dedup.lines:
+        count = 1 + int(corpus.column("line_count").sum()) // _KEYS_AT_ONCE
+        # What is kept now and what is left once lines are gone are two files: an interrupted task finds the first.
+        tasks = outputs("lines", FindLines, count, fate=fate_file)
+        run_tasks(tasks, runner, lambda done, total: report("find repeated lines", done, total))
+        dropped = tuple(task.output for task in tasks)
+        for offset, emptied, gone in DroppedLines(corpus, dropped).emptied():
+            there = fate[offset : offset + len(emptied)]
+            removed["repeated lines"] = removed.get("repeated lines", 0) + int((emptied & (there != REMOVED)).sum())
+            there[emptied] = REMOVED
+            lines += gone
+        fate_file = work / "fate-lines.npy"
+        np.save(fate_file, fate)
+    return _Found(fate, fate_file, dropped, first, equal, removed, lines)
+
+
+def _check_training_split(fate: np.ndarray, corpus: Corpus, data: DataConfig) -> None:
+    there = {split: int((fate == split_code(split)).sum()) for split in SPLITS}
+    if not there["train"]:
+        held_out = sum(there[split] for split in SPLITS if getattr(data, f"{split}_source", None) is None)
         if held_out:
             raise UserError(
                 f"the training split is empty: the {held_out} documents of data.source {data.source!r} were all held "
                 "out; make more documents (data.document) or lower data.validation_fraction and data.test_fraction"
             )
-        raise UserError(f"data.source {data.source!r} holds no text ({skipped} empty documents); name another source")
+        counts = _reading_report(corpus)["documents"].get("source", {})
+        reasons = [f"{counts.get('empty', 0)} empty documents"]
+        reasons += [f"{counts['dropped']} dropped by cleaning"] if counts.get("dropped") else []
+        reasons += [f"{count} removed as duplicates"] if (count := int((fate == REMOVED).sum())) else []
+        raise UserError(f"data.source {data.source!r} holds no text ({', '.join(reasons)}); name another source")
     for split in ("validation", "test"):
         source = getattr(data, f"{split}_source")
         check(
-            source is None or split in splits,
+            source is None or there[split],
             f"data.{split}_source {source!r} holds no text; name another source or leave it out",
         )
+
+
+def _tokenizer(
+    folder: Path,
+    config: TokenizerConfig,
+    brought: Tokenizer | None,
+    corpus: Corpus,
+    found: _Found,
+    report: Progress,
+) -> Tokenizer:
+    """The tokenizer, saved in `folder`; trained on the training split as it will be written, without copies."""
+    if not folder.exists():
+        tokenizer = brought or train_tokenizer(config, _training_texts(config, corpus, found, report))
+        with whole_output(folder) as part:
+            tokenizer.save(part)
+    return load_tokenizer(folder)
+
+
+def _training_texts(config: TokenizerConfig, corpus: Corpus, found: _Found, report: Progress) -> Iterator[str]:
+    done = 0
+    for ordinal, _, text in corpus.documents(0, len(corpus)):
+        if found.fate[ordinal] == split_code("train"):
+            yield text
+            done += len(text.encode("utf-8"))
+            report("train tokenizer", min(done, config.training_bytes), config.training_bytes)
+
+
+def _writing_tasks(space: Workspace, corpus: Corpus, found: _Found, settings: _Settings) -> dict[str, list[WriteShard]]:
+    """Cuts each split into shards of about equal bytes of text, at documents."""
+    sizes = np.concatenate([np.zeros(0, np.int64), *(unit.sizes() for unit in corpus.units)])
+    tasks: dict[str, list[WriteShard]] = {}
+    for split in SPLITS:
+        (mine,) = np.nonzero(found.fate == split_code(split))
+        if not len(mine):
+            continue
+        ends = np.cumsum(sizes[mine])
+        target = max(_SHARD_BYTES, int(ends[-1]) // _MOST_PIECES)
+        # A document belongs to the shard in which it begins; a shard that none begins in is left out.
+        of = (ends - sizes[mine]) // target
+        starts = np.flatnonzero(np.diff(of, prepend=-1))
+        stops = np.append(starts[1:], len(mine))
+        tasks[split] = [
+            WriteShard(
+                output=space.work / "shards" / f"{split}-{number:05d}",
+                size=int(sizes[mine[start:stop]].sum()),
+                units=space.work / "units",
+                fate=found.fate_file,
+                dropped_lines=found.dropped_lines,
+                dataset=space.result,
+                name=settings.data.name,
+                split=split,
+                number=number,
+                count=len(starts),
+                first=int(mine[start]),
+                last=int(mine[stop - 1]) + 1,
+                dedup=settings.dedup,
+                augment=settings.augment,
+            )
+            for number, (start, stop) in enumerate(zip(starts, stops))
+        ]
+    return tasks
+
+
+# What the report says.
+
+
+def _reading_report(corpus: Corpus) -> dict[str, Any]:
+    documents: dict[str, dict[str, int]] = {}
+    skipped: dict[str, SkipCounts] = {}
+    for unit in corpus.units:
+        counts = documents.setdefault(unit.summary["role"], {})
+        for name, count in unit.summary["counts"].items():
+            counts[name] = counts.get(name, 0) + count
+        skipped.setdefault(unit.summary["role"], SkipCounts()).merge(SkipCounts(**unit.summary["skipped"]))
+    clean = CleanReport.merge([CleanReport.from_dict(unit.summary["clean"]) for unit in corpus.units])
+    return {
+        "documents": documents,
+        "skipped": {role: {"total": found.total, **dataclasses.asdict(found)} for role, found in skipped.items()},
+        "clean": clean.to_dict(),
+    }
+
+
+def _duplicates_report(corpus: Corpus, found: _Found) -> dict[str, Any]:
+    (again,) = np.nonzero(found.first != np.arange(len(found.first)))
+    splits = corpus.column("split")
+    across: dict[str, int] = {}
+    for code_again in range(len(SPLITS)):
+        for code_first in range(len(SPLITS)):
+            count = int(((splits[again] == code_again) & (splits[found.first[again]] == code_first)).sum())
+            if count and code_again != code_first:
+                across[f"{SPLITS[code_again]} document that also stands in {SPLITS[code_first]}"] = count
+    # The first pairs of each kind, those across splits before others: they are what a reader worries about.
+    order = np.lexsort((again, splits[again] == splits[found.first[again]], found.exact[again]))
+    exact = again[order[found.exact[again[order]]]][: _EXAMPLES // 2]
+    near = again[order[~found.exact[again[order]]]][: _EXAMPLES // 2]
+    return {
+        "removed": found.removed,
+        "across_splits": across,
+        "lines_removed": found.lines,
+        "examples": [
+            {
+                "kind": "exact" if found.exact[ordinal] else "near",
+                **_excerpt(corpus, int(ordinal), "removed"),
+                **_excerpt(corpus, int(found.first[ordinal]), "kept"),
+            }
+            for ordinal in [*near, *exact]
+        ],
+    }
+
+
+def _excerpt(corpus: Corpus, ordinal: int, what: str) -> dict[str, str]:
+    unit, i = corpus.locate(ordinal)
+    split = SPLITS[int(unit.column("split")[i])]
+    return {f"{what}_key": unit.key(i), f"{what}_split": split, f"{what}_text": unit.text(i)[:_EXCERPT]}
+
+
+def _split_report(
+    counts: SplitCounts, parts: Sequence[tuple[dict[str, Any], np.ndarray]], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    statistics = Statistics.merged(part for part, _ in parts)
+    token_counts = np.sum([count for _, count in parts], axis=0)
+    frequent = np.argsort(-token_counts, kind="stable")[:20]
+    unknown = None if getattr(tokenizer, "unk_id", None) is None else int(token_counts[tokenizer.unk_id])
+    return {
+        **dataclasses.asdict(counts),
+        "characters": statistics.characters,
+        "length_bins": {str(b): count for b, count in sorted(statistics.length_bins.items())},
+        "sampled_characters": statistics.sampled_characters,
+        "ngrams": {str(n): statistics.top(n, 20) for n in ORDERS},
+        "unknown_tokens": unknown,
+        "unused_tokens": int((token_counts == 0).sum()),
+        "frequent_tokens": [[tokenizer.id_to_piece(int(i)), int(token_counts[i])] for i in frequent if token_counts[i]],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _files_below(folder: Path) -> list[Path]:

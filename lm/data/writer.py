@@ -1,17 +1,19 @@
 """Writes tokenised documents as a TFDS dataset in ArrayRecord format, without TensorFlow.
 
 One record holds `tokens` int32 `[n]`, n at most `RECORD_TOKENS`; `document` int64, the number of its document in the
-split; `offset` int64, where in the document its first token stands; and `key`, the document's key. Records keep the
-order of the documents. Memory does not grow with the dataset: index entries go to disk as they come.
+shard; `offset` int64, where in the document its first token stands; and `key`, the document's key. Records keep the
+order of the documents. Shards are written apart from each other, in any order and by any process; `finish_dataset`
+joins what they counted.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -21,188 +23,230 @@ from lm.errors import UserError, check
 RECORD_TOKENS = 8192
 """Most tokens in one record: reading a few tokens out of the middle of a long document stays cheap."""
 
-_SHARD_BYTES = 256 << 20
+_SUFFIX = "array_record"
 
 
-class DatasetWriter:
-    """Writes the splits of one dataset into a folder. Use it in a `with` statement, and call `finish` at its end."""
+@dataclass(frozen=True)
+class Shard:
+    """What one shard holds."""
 
-    def __init__(self, folder: Path, name: str, eos_id: int):
-        """Opens files in `folder` for a dataset called `name`, whose documents end in `eos_id`."""
-        import tensorflow_datasets as tfds
+    documents: int
+    records: int
+    tokens: int
+    text_bytes: int
+    serialized_bytes: int
+    record_lengths: Path
+    """int64 .npy `[records]`: tokens of each record."""
+    document_lengths: Path
+    """int64 .npy `[documents]`: tokens of each document."""
 
-        self._folder = folder
-        self._name = name
-        self._features = tfds.features.FeaturesDict(
-            {
-                "tokens": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-                "document": tfds.features.Scalar(np.int64),
-                "offset": tfds.features.Scalar(np.int64),
-                "key": tfds.features.Text(),
-            }
-        )
-        self._splits = {split: _SplitWriter(folder, name, split, eos_id) for split in SPLITS}
 
-    def add(self, split: str, key: str, ids: list[int], text_bytes: int, last: bool) -> None:
+def shard_path(folder: Path, name: str, split: str, number: int, count: int) -> Path:
+    """Where TFDS looks for shard `number` of `count`."""
+    return folder / f"{name}-{split}.{_SUFFIX}-{number:05d}-of-{count:05d}"
+
+
+class ShardWriter:
+    """Writes one shard. Use it in a `with` statement, and call `finish` at its end.
+
+    Args:
+      path: the file to write.
+      lengths: a prefix for the two files of lengths, which end in `.records.npy` and `.documents.npy`.
+      eos_id: the token appended to every document.
+    """
+
+    def __init__(self, path: Path, lengths: Path, *, eos_id: int):
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        self._path = path
+        self._lengths = lengths
+        self._eos_id = eos_id
+        self._record_lengths: list[int] = []
+        self._document_lengths: list[int] = []
+        self._text_bytes = 0
+        self._serialized_bytes = 0
+        self._pending = np.zeros(0, np.int32)  # Tokens of the document at hand that fill no record yet.
+        self._offset = 0  # Where in that document they begin.
+        with _disk_errors(path.parent):
+            # Groups of one record: a random read decompresses that record and no other.
+            self._records: Any = ArrayRecordWriter(str(path), "group_size:1")
+
+    def add(self, key: str, ids: Sequence[int] | np.ndarray, text_bytes: int, last: bool) -> None:
         """Appends tokens to the document at hand.
 
         Args:
-          split: the split of the document; each split has one document at hand.
           key: the document's key.
           ids: its next tokens.
           text_bytes: UTF-8 bytes that they stand for.
           last: whether the document ends here; the end-of-document token is then appended.
         """
-        self._splits[split].add(key, ids, text_bytes, last)
-
-    def finish(self) -> dict[str, SplitCounts]:
-        """Completes the files and writes what TFDS wants to know; returns the splits that hold documents."""
-        for writer in self._splits.values():
-            writer.finish()
-        written = {split: writer for split, writer in self._splits.items() if writer.documents}
-        self._write_info(written)
-        return {
-            split: SplitCounts(
-                documents=writer.documents,
-                records=sum(writer.shard_lengths),
-                tokens=writer.tokens,
-                bytes=writer.text_bytes,
-            )
-            for split, writer in written.items()
-        }
-
-    def __enter__(self) -> DatasetWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        for writer in self._splits.values():
-            writer.abandon()
-
-    def _write_info(self, splits: dict[str, _SplitWriter]) -> None:
-        from tensorflow_datasets.core import dataset_info, file_adapters, naming
-        from tensorflow_datasets.core import splits as tfds_splits
-
-        identity = dataset_info.DatasetIdentity(
-            name=self._name, version=DATASET_VERSION, data_dir=str(self._folder), module_name=""
-        )
-        info = dataset_info.DatasetInfo(
-            builder=identity,
-            description="Tokenised text; manifest.json says from where, and how it was made.",
-            features=self._features,
-            disable_shuffling=True,
-        )
-        info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
-        template = naming.ShardedFileTemplate(dataset_name=self._name, data_dir=self._folder, filetype_suffix=_SUFFIX)
-        info.set_splits(
-            tfds_splits.SplitDict(
-                [
-                    tfds_splits.SplitInfo(
-                        name=split,
-                        shard_lengths=writer.shard_lengths,
-                        num_bytes=writer.serialized_bytes,
-                        filename_template=template.replace(split=split),
-                    )
-                    for split, writer in splits.items()
-                ]
-            )
-        )
-        info.write_to_directory(self._folder)
-
-
-_SUFFIX = "array_record"
-
-
-class _SplitWriter:
-    """Shards and index of one split; no file appears before its first document."""
-
-    def __init__(self, folder: Path, name: str, split: str, eos_id: int):
-        self.documents = 0
-        self.tokens = 0
-        self.text_bytes = 0
-        self.serialized_bytes = 0
-        self.shard_lengths: list[int] = []
-        self._folder = folder
-        self._stem = f"{name}-{split}.{_SUFFIX}"
-        self._split = split
-        self._eos_id = eos_id
-        self._shard: Any = None
-        self._shard_bytes = 0
-        self._indexes: dict[str, _Index] = {}
-        self._pending = np.zeros(0, np.int32)  # Tokens of the document at hand that fill no record yet.
-        self._offset = 0  # Where in that document they begin.
-
-    def add(self, key: str, ids: list[int], text_bytes: int, last: bool) -> None:
-        if not self._indexes:
-            self._indexes = {of: _Index(index_path(self._folder, self._split, of)) for of in ("records", "documents")}
         fresh = np.asarray([*ids, self._eos_id] if last else ids, np.int32)
         tokens = np.concatenate([self._pending, fresh])
         whole = len(tokens) if last else len(tokens) - len(tokens) % RECORD_TOKENS
         for start in range(0, whole, RECORD_TOKENS):
             self._write(key, tokens[start : min(start + RECORD_TOKENS, whole)])
         self._pending = tokens[whole:].copy()
-        self.text_bytes += text_bytes
+        self._text_bytes += text_bytes
         if last:
-            self.documents += 1
+            self._document_lengths.append(self._offset)
             self._offset = 0
-            self._indexes["documents"].append(self.tokens)
 
     def _write(self, key: str, tokens: np.ndarray) -> None:
-        record = _serialize(tokens, self.documents, self._offset, key)
-        if self._shard is None or self._shard_bytes + len(record) > _SHARD_BYTES:
-            self._open_shard()
-        with _disk_errors(self._folder):
-            self._shard.write(record)
-        self._shard_bytes += len(record)
-        self.serialized_bytes += len(record)
-        self.shard_lengths[-1] += 1
+        record = _serialize(tokens, len(self._document_lengths), self._offset, key)
+        with _disk_errors(self._path.parent):
+            self._records.write(record)
+        self._serialized_bytes += len(record)
         self._offset += len(tokens)
-        self.tokens += len(tokens)
-        self._indexes["records"].append(self.tokens)
+        self._record_lengths.append(len(tokens))
 
-    def _shard_path(self, number: int) -> Path:
-        """Where a shard is written; how many there will be is known only at the end."""
-        return self._folder / f"{self._stem}-{number:05d}"
-
-    def _open_shard(self) -> None:
-        from array_record.python.array_record_module import ArrayRecordWriter
-
-        self._close_shard()
-        with _disk_errors(self._folder):
-            # Groups of one record: a random read decompresses that record and no other.
-            self._shard = ArrayRecordWriter(str(self._shard_path(len(self.shard_lengths))), "group_size:1")
-        self._shard_bytes = 0
-        self.shard_lengths.append(0)
-
-    def _close_shard(self) -> None:
+    def finish(self) -> Shard:
+        """Completes the files and counts again what reached the disk."""
         from array_record.python.array_record_module import ArrayRecordReader
 
-        if self._shard is None:
-            return
-        path = self._shard_path(len(self.shard_lengths) - 1)
-        with _disk_errors(self._folder):
-            self._shard.close()
-            self._shard = None
-            reader = ArrayRecordReader(str(path))  # The writer does not report every failure, so count.
+        with _disk_errors(self._path.parent):
+            self._records.close()
+            self._records = None
+            reader = ArrayRecordReader(str(self._path))  # The writer does not report every failure, so count.
             found = reader.num_records()
             reader.close()
-        check(found == self.shard_lengths[-1], f"{path} holds {found} of {self.shard_lengths[-1]} records: bad disk?")
+        n = len(self._record_lengths)
+        check(found == n, f"{self._path} holds {found} of {n} records: is the disk full, or broken?")
+        shard = Shard(
+            documents=len(self._document_lengths),
+            records=n,
+            tokens=sum(self._record_lengths),
+            text_bytes=self._text_bytes,
+            serialized_bytes=self._serialized_bytes,
+            record_lengths=self._lengths.with_name(self._lengths.name + ".records.npy"),
+            document_lengths=self._lengths.with_name(self._lengths.name + ".documents.npy"),
+        )
+        np.save(shard.record_lengths, np.asarray(self._record_lengths, np.int64))
+        np.save(shard.document_lengths, np.asarray(self._document_lengths, np.int64))
+        return shard
 
-    def finish(self) -> None:
-        self._close_shard()
-        for index in self._indexes.values():
-            index.finish()
-        count = len(self.shard_lengths)
-        for number in range(count):
-            self._shard_path(number).rename(self._folder / f"{self._stem}-{number:05d}-of-{count:05d}")
+    def __enter__(self) -> ShardWriter:
+        return self
 
-    def abandon(self) -> None:
-        """Closes what is still open after a failure."""
-        if self._shard is not None:
+    def __exit__(self, *failure: object) -> None:
+        if self._records is not None:
             with contextlib.suppress(RuntimeError):  # The failure on its way up says more than this one.
-                self._shard.close()
-            self._shard = None
-        for index in self._indexes.values():
-            index.close()
+                self._records.close()
+
+
+class DatasetWriter:
+    """Writes a dataset of one shard a split, for who has token ids already. Use it in a `with` statement.
+
+    Args:
+      folder: an existing folder; `lm.data.store.DatasetStore` reads it afterwards.
+      name: the dataset's name.
+      eos_id: the token appended to every document.
+    """
+
+    def __init__(self, folder: Path, name: str, eos_id: int):
+        self._folder = folder
+        self._name = name
+        self._eos_id = eos_id
+        self._writers: dict[str, ShardWriter] = {}
+        self._lengths = tempfile.TemporaryDirectory()
+
+    def add(self, split: str, key: str, ids: Sequence[int], text_bytes: int, last: bool) -> None:
+        """As `ShardWriter.add`; each split has one document at hand."""
+        if split not in self._writers:
+            path = shard_path(self._folder, self._name, split, 0, 1)
+            self._writers[split] = ShardWriter(path, Path(self._lengths.name, split), eos_id=self._eos_id)
+        self._writers[split].add(key, ids, text_bytes, last)
+
+    def finish(self) -> dict[str, SplitCounts]:
+        """Completes the dataset."""
+        written = {split: [self._writers[split].finish()] for split in SPLITS if split in self._writers}
+        return finish_dataset(self._folder, self._name, written)
+
+    def __enter__(self) -> DatasetWriter:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        for writer in self._writers.values():
+            writer.__exit__(*failure)
+        self._lengths.cleanup()
+
+
+def finish_dataset(folder: Path, name: str, splits: Mapping[str, Sequence[Shard]]) -> dict[str, SplitCounts]:
+    """Writes the index files and what TFDS wants to know, once all shards are there.
+
+    Args:
+      folder: the dataset's folder, which holds the shards.
+      name: the dataset's name.
+      splits: the shards of each split, in order.
+
+    Returns:
+      The size of each split.
+    """
+    for split, shards in splits.items():
+        _write_index(index_path(folder, split, "records"), [shard.record_lengths for shard in shards])
+        _write_index(index_path(folder, split, "documents"), [shard.document_lengths for shard in shards])
+    _write_info(folder, name, splits)
+    return {
+        split: SplitCounts(
+            documents=sum(shard.documents for shard in shards),
+            records=sum(shard.records for shard in shards),
+            tokens=sum(shard.tokens for shard in shards),
+            bytes=sum(shard.text_bytes for shard in shards),
+        )
+        for split, shards in splits.items()
+    }
+
+
+def _write_index(path: Path, lengths: list[Path]) -> None:
+    """Cumulative sums over the files, starting with 0, in memory that one file needs."""
+    sizes = [len(np.load(file, mmap_mode="r")) for file in lengths]
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as index:  # not a memory map: on a full disk that ends the process
+        header = {"descr": "<i8", "fortran_order": False, "shape": (1 + sum(sizes),)}
+        np.lib.format.write_array_header_1_0(index, header)
+        total = 0
+        index.write(np.int64(total).astype("<i8").tobytes())
+        for file in lengths:
+            sums = total + np.cumsum(np.load(file))
+            index.write(sums.astype("<i8").tobytes())
+            total = int(sums[-1]) if len(sums) else total
+
+
+def _write_info(folder: Path, name: str, splits: Mapping[str, Sequence[Shard]]) -> None:
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import dataset_info, file_adapters, naming
+    from tensorflow_datasets.core import splits as tfds_splits
+
+    features = tfds.features.FeaturesDict(
+        {
+            "tokens": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+            "document": tfds.features.Scalar(np.int64),
+            "offset": tfds.features.Scalar(np.int64),
+            "key": tfds.features.Text(),
+        }
+    )
+    identity = dataset_info.DatasetIdentity(name=name, version=DATASET_VERSION, data_dir=str(folder), module_name="")
+    info = dataset_info.DatasetInfo(
+        builder=identity,
+        description="Tokenised text; manifest.json says from where, and how it was made.",
+        features=features,
+        disable_shuffling=True,
+    )
+    info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
+    template = naming.ShardedFileTemplate(dataset_name=name, data_dir=folder, filetype_suffix=_SUFFIX)
+    info.set_splits(
+        tfds_splits.SplitDict(
+            [
+                tfds_splits.SplitInfo(
+                    name=split,
+                    shard_lengths=[shard.records for shard in shards],
+                    num_bytes=sum(shard.serialized_bytes for shard in shards),
+                    filename_template=template.replace(split=split),
+                )
+                for split, shards in splits.items()
+            ]
+        )
+    )
+    info.write_to_directory(folder)
 
 
 def _serialize(tokens: np.ndarray, document: int, offset: int, key: str) -> bytes:
@@ -222,36 +266,6 @@ def _serialize(tokens: np.ndarray, document: int, offset: int, key: str) -> byte
     return tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=feature)).SerializeToString(
         deterministic=True
     )
-
-
-class _Index:
-    """An .npy file of int64 cumulative counts, starting with 0, that grows on disk."""
-
-    def __init__(self, path: Path):
-        path.parent.mkdir(exist_ok=True)
-        self._file: BinaryIO = path.open("wb")
-        self._entries = 0
-        self._header()
-        self._data_start = self._file.tell()
-        self.append(0)
-
-    def append(self, total: int) -> None:
-        self._file.write(total.to_bytes(8, "little", signed=True))
-        self._entries += 1
-
-    def finish(self) -> None:
-        """Writes the header again, now with the length; numpy leaves room for it to grow in place."""
-        self._file.seek(0)
-        self._header()
-        assert self._file.tell() == self._data_start
-        self.close()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _header(self) -> None:
-        header = {"descr": "<i8", "fortran_order": False, "shape": (self._entries,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
 
 
 @contextlib.contextmanager

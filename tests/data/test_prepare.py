@@ -20,9 +20,13 @@ import lm.data.prepare
 from lm.data.config import DataConfig
 from lm.data.manifest import index_path, load_manifest
 from lm.data.prepare import prepare, split_of
-from lm.data.sources import Document, documents, open_source
-from lm.data.writer import RECORD_TOKENS, DatasetWriter
+from lm.data.runners import RunnerConfig
+from lm.data.sources import Document, SkipCounts, Unit, documents, open_source
+from lm.data.writer import RECORD_TOKENS, ShardWriter
 from lm.errors import UserError
+from lm.text.augment import AugmentConfig
+from lm.text.clean import CleanConfig
+from lm.text.dedup import DedupConfig
 from lm.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 
 BYTE = TokenizerConfig(kind="byte")
@@ -46,10 +50,12 @@ def corpus(folder: Path, count: int = 40) -> DataConfig:
 def stored_documents(folder: Path, split: str) -> list[tuple[str, list[int]]]:
     """Key and tokens of each document, put together again from the records that TFDS reads."""
     found: list[tuple[str, list[int]]] = []
+    number = -1
     for record in tfds.builder_from_directory(folder).as_data_source(split=split):
         if record["offset"] == 0:
             found.append((record["key"].decode(), []))
-        assert record["document"] == len(found) - 1
+            number = record["document"] if record["document"] == 0 else number + 1  # each shard counts its own
+        assert record["document"] == number
         assert record["offset"] == len(found[-1][1])
         assert record["tokens"].dtype == np.int32
         assert 0 < len(record["tokens"]) <= RECORD_TOKENS
@@ -97,7 +103,9 @@ def test_tfds_reads_back_what_the_tokenizer_says(tmp_path: Path, config: Tokeniz
 def test_long_documents_are_cut_into_records_and_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: TokenizerConfig
 ):
-    monkeypatch.setattr("lm.data.writer._SHARD_BYTES", 30_000)
+    monkeypatch.setattr("lm.data.prepare._SHARD_BYTES", 10_000)
+    monkeypatch.setattr("lm.data.prepare._UNIT_BYTES", 9_000)
+    monkeypatch.setattr("lm.data.stages._BATCH_CHARACTERS", 5_000)
     texts = ["ab cd 月 " * 9_000, "x" * (RECORD_TOKENS - 1), "y" * RECORD_TOKENS, "no", " "]
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt").write_text(text)
@@ -106,7 +114,7 @@ def test_long_documents_are_cut_into_records_and_shards(
     tokenizer = load_tokenizer(folder / "tokenizer")
     assert stored_documents(folder, "train") == expected_documents(data, "train", tokenizer)
     shards = sorted(folder.glob("corpus-train*"))
-    assert len(shards) > 1
+    assert len(shards) == 3
     assert shards[-1].name.endswith(f"-{len(shards) - 1:05d}-of-{len(shards):05d}")
     manifest = load_manifest(folder)
     assert manifest.skipped_documents == 1
@@ -220,20 +228,169 @@ class BrokenError(Exception):
     """Something unforeseen."""
 
 
-@pytest.mark.parametrize("when", ["train tokenizer", "tokenize"])
-@pytest.mark.parametrize("failure", [BrokenError, KeyboardInterrupt])
-def test_a_failure_leaves_nothing(tmp_path: Path, when: str, failure: type[BaseException]):
+@pytest.mark.parametrize("when", ["read", "train tokenizer", "tokenize"])
+def test_a_failure_leaves_nothing(tmp_path: Path, when: str):
     data = corpus(tmp_path)
     before = everything_below(tmp_path)
 
     def fail(phase: str, done: int, total: int | None) -> None:
         if phase == when:
-            raise failure
+            raise BrokenError
 
-    with pytest.raises(failure):
+    with pytest.raises(BrokenError):
         prepare(data, BPE, fail)
     assert everything_below(tmp_path) == before
     load_manifest(prepare(data, BPE))
+
+
+@pytest.mark.parametrize("when", ["read", "deduplicate", "train tokenizer", "tokenize"])
+@pytest.mark.parametrize("dedup", [DedupConfig(), DedupConfig(exact=True, near=True, lines=True)], ids=["", "dedup"])
+def test_an_interrupted_preparation_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, dedup: DedupConfig
+):
+    monkeypatch.setattr("lm.data.prepare._SHARD_BYTES", 300)
+    monkeypatch.setattr("lm.data.prepare._UNIT_BYTES", 100)
+    data = corpus(tmp_path)
+    straight = prepare(dataclasses.replace(data, root=str(tmp_path / "straight")), BPE, dedup=dedup)
+    seen = 0
+
+    def interrupt(phase: str, done: int, total: int | None) -> None:
+        nonlocal seen
+        seen += phase == when and done > 0
+        if seen == 2:
+            raise KeyboardInterrupt
+
+    if when == "deduplicate" and not dedup.near:
+        return
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data, BPE, interrupt, dedup=dedup)
+    assert not list(Path(data.root).glob("corpus/*/1.0.0"))
+    (work,) = Path(data.root).glob("corpus/*/.incomplete-*")
+    done_before = {path: path.stat().st_mtime_ns for path in (work / "work" / "units").iterdir()}
+    assert done_before
+
+    phases: dict[str, int] = {}
+    kept: dict[Path, int] = {}
+
+    def watch(phase: str, done: int, total: int | None) -> None:
+        phases.setdefault(phase, done)
+        if phase == "tokenize":
+            kept.update({path: path.stat().st_mtime_ns for path in done_before})
+
+    folder = prepare(data, BPE, watch, dedup=dedup)
+    assert phases["read"] > 0
+    assert kept == done_before, "what was read once is not read again"
+    if when == "tokenize":
+        assert phases["tokenize"] > 0
+    assert contents(folder) == contents(straight)
+    assert [path.name for path in folder.parent.iterdir()] == ["1.0.0"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+EVERYTHING = {
+    "clean": CleanConfig(rules=("nfc", "whitespace", "length"), min_characters=14),
+    "dedup": DedupConfig(exact=True, near=True, lines=True),
+    "augment": AugmentConfig(copies=2, operations=("swap", "typos")),
+}
+
+
+@pytest.mark.parametrize(
+    "runner",
+    [
+        pytest.param(RunnerConfig(workers=2), id="two processes"),
+        pytest.param(RunnerConfig(runner="DirectRunner"), id="beam"),
+        pytest.param(RunnerConfig(runner="DirectRunner", workers=2), id="beam in two", marks=pytest.mark.slow),
+    ],
+)
+def test_the_bytes_do_not_depend_on_who_does_the_work(tmp_path: Path, runner: RunnerConfig):
+    held_out = tmp_path / "validation.jsonl"
+    held_out.write_text("".join(json.dumps({"text": f"text {i} to validate with"}) + "\n" for i in range(20)))
+    data = dataclasses.replace(corpus(tmp_path, 400), validation_source=f"jsonl:{held_out}", test_fraction=0.1)
+    folders = [
+        prepare(dataclasses.replace(data, root=str(tmp_path / name)), BPE, **EVERYTHING, runner=who)  # type: ignore[arg-type]
+        for name, who in (("here", RunnerConfig()), ("there", runner))
+    ]
+    here, there = (contents(folder) for folder in folders)
+    assert here == there
+    assert sum(name.startswith("corpus-") for name in here) == 3
+
+
+def test_cleaning_deduplication_and_copies_reach_the_dataset(tmp_path: Path):
+    """By hand: what each of a few documents comes to."""
+    long = "the quick brown fox jumps over the lazy dog and runs away into the deep dark wood"
+    train = [
+        long,
+        f"  {long.upper()}  ",  # the same, but for case and space
+        long.replace("lazy", "idle"),  # nearly the same
+        "too short",
+        "a line that stands in several documents\nof which this one speaks about the weather in spring",
+        "a line that stands in several documents\nbut nobody else wrote a word on iron bridges over rivers",
+        "a sentence that will be found in the test file as well, word for word",
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*train, " "]))
+    (tmp_path / "test.jsonl").write_text(json.dumps({"text": train[-1]}) + "\n")
+    data = DataConfig(
+        source=f"jsonl:{tmp_path}/train.jsonl",
+        test_source=f"jsonl:{tmp_path}/test.jsonl",
+        validation_fraction=0,
+        root=str(tmp_path),
+        licence="made up",
+    )
+    folder = prepare(
+        data,
+        BYTE,
+        clean=CleanConfig(rules=("length",), min_characters=10),
+        dedup=DedupConfig(exact=True, near=True, lines=True),
+        augment=AugmentConfig(copies=1, operations=("swap",), rate=0.5),
+    )
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    stored = {key: tokenizer.decode(tokens) for key, tokens in stored_documents(folder, "train")}
+    originals = {key: text for key, text in stored.items() if "#" not in key}
+    assert originals == {
+        "train.jsonl:1": train[0],
+        "train.jsonl:5": train[4],
+        "train.jsonl:6": "but nobody else wrote a word on iron bridges over rivers",
+    }
+    assert {key.partition("#")[0] for key in stored if "#" in key} == set(originals)
+    assert all(sorted(stored[f"{key}#1"]) == sorted(text) for key, text in originals.items() if f"{key}#1" in stored)
+    assert [key for key, _ in stored_documents(folder, "test")] == ["test.jsonl:1"]
+
+    manifest = load_manifest(folder)
+    assert manifest.removed_documents == {"cleaning": 2, "exact duplicate": 2, "near duplicate": 1}
+    assert manifest.licence == "made up"
+    assert manifest.settings["clean"]["rules"] == ["length"]
+    report = json.loads((folder / "report.json").read_text())
+    assert report["duplicates"]["across_splits"] == {"train document that also stands in test": 1}
+    assert report["duplicates"]["lines_removed"] == 1
+    assert {(pair["removed_key"], pair["kept_key"]) for pair in report["duplicates"]["examples"]} == {
+        ("train.jsonl:2", "train.jsonl:1"),
+        ("train.jsonl:3", "train.jsonl:1"),
+        ("train.jsonl:7", "test.jsonl:1"),
+    }
+    assert report["reading"]["documents"]["source"] == {"read": 8, "empty": 0, "dropped": 2}
+    split = report["splits"]["train"]
+    assert split["characters"] == sum(len(text) for text in stored.values())
+    assert sum(split["length_bins"].values()) == len(stored)
+    assert dict(split["ngrams"]["2"])["that stands"] == sum(text.count("that stands") for text in stored.values())
+
+
+def test_a_group_stays_together(tmp_path: Path):
+    rows = [{"text": f"text number {i}", "author": f"author {i % 20}"} for i in range(400)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataConfig(
+        source=f"jsonl:{tmp_path}/t.jsonl", group_field="author", validation_fraction=0.3, root=str(tmp_path)
+    )
+    folder = prepare(data, BYTE)
+    authors = {
+        split: {rows[int(key.partition(":")[2]) - 1]["author"] for key, _ in stored_documents(folder, split)}
+        for split in ("train", "validation")
+    }
+    assert authors["train"] | authors["validation"] == {row["author"] for row in rows}
+    assert not authors["train"] & authors["validation"]
+    assert 2 <= len(authors["validation"]) <= 11
 
 
 def test_a_full_disk_is_a_user_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -250,14 +407,13 @@ def test_a_full_disk_is_a_user_error_and_leaves_nothing(tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_inside_array_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("lm.data.writer._SplitWriter._shard_path", lambda self, number: Path("/dev/full"))
+def test_a_full_disk_inside_array_record(tmp_path: Path):
     ids = np.random.default_rng(0).integers(1 << 30, size=2000).tolist()
 
     def write() -> None:
-        with DatasetWriter(tmp_path, "corpus", eos_id=0) as writer:
+        with ShardWriter(Path("/dev/full"), tmp_path / "lengths", eos_id=0) as writer:
             for i in range(3000):
-                writer.add("train", str(i), ids, 1, last=True)
+                writer.add(str(i), ids, 1, last=True)
             writer.finish()
 
     with pytest.raises(UserError, match="cannot write the dataset"):
@@ -287,7 +443,7 @@ def test_a_killed_process_leaves_nothing_that_looks_whole(tmp_path: Path):
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert result.returncode == -signal.SIGKILL, result.stderr
     (leftover,) = Path(data.root).glob("corpus/*/.incomplete-*")
-    assert list(leftover.glob("*array_record*")), "killed in the middle of the work"
+    assert list(leftover.glob("work/units/*")), "killed in the middle of the work"
     assert not list(Path(data.root).glob("corpus/*/1.0.0"))
 
     (tmp_path / "30.txt").write_text("another dataset, whose preparation tidies up all the same")
@@ -371,7 +527,7 @@ def test_a_damaged_dataset_is_named(tmp_path: Path):
         load_manifest(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 0}))
-    with pytest.raises(UserError, match="has dataset format 0; this version reads 1"):
+    with pytest.raises(UserError, match="has dataset format 0; this version reads 2"):
         load_manifest(folder)
     for content in ("", "[]", "{}"):
         (folder / "manifest.json").write_text(content)
@@ -387,20 +543,26 @@ class _Endless:
     def __init__(self, count: int):
         self.count = count
         self.bytes_read = 0
+        self.skipped = SkipCounts()
 
     def files(self) -> list[tuple[str, Path]]:
         return []
 
-    def documents(self):
+    def units(self, target_bytes: int) -> list[Unit]:
+        return [Unit(())]
+
+    def read(self, unit: Unit):
         for i in range(self.count):
             yield Document(str(i), f"{i} " + "words of a text " * 150)
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lm.data.prepare, "_BATCH_CHARACTERS", 50_000)
+    monkeypatch.setattr("lm.data.stages._BATCH_CHARACTERS", 50_000)
+    monkeypatch.setattr("lm.data.statistics._SAMPLE_CHARACTERS", 10_000)
     peaks = []
     for count in (50, 200, 1600):  # The first loads what is loaded once.
-        monkeypatch.setattr(lm.data.prepare, "open_source", lambda *_, count=count: _Endless(count))
+        for module in ("prepare", "stages"):
+            monkeypatch.setattr(f"lm.data.{module}.open_source", lambda *_, count=count: _Endless(count))
         tracemalloc.start()
         prepare(DataConfig(root=str(tmp_path / str(count))), BYTE)
         peaks.append(tracemalloc.get_traced_memory()[1])

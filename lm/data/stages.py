@@ -1,0 +1,358 @@
+"""The stages of preparing a dataset, as tasks that any runner can run (`lm.data.runners`).
+
+    ReadUnit            a unit of a source: read, clean, assign to a split, reduce each document to a few numbers
+    FindExact, FindNear pairs of documents that say the same, from those numbers alone
+    FindLines           lines that stood in an earlier document
+    WriteShard          tokenise a run of the documents that are left, and write them as one shard
+
+Between them lie files in a work folder (`lm.data.corpus`). Text crosses from one worker to another only through it;
+deduplication moves hashes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm.data.config import DataConfig
+from lm.data.corpus import Corpus, UnitWriter, split_code
+from lm.data.manifest import TOKENIZER_FOLDER
+from lm.data.runners import whole_file, whole_output
+from lm.data.sources import Unit as SourceUnit
+from lm.data.sources import open_source
+from lm.data.statistics import Statistics
+from lm.data.writer import Shard, ShardWriter, shard_path
+from lm.text.augment import AugmentConfig, Augmenter
+from lm.text.clean import CleanConfig, Cleaner
+from lm.text.dedup import (
+    DedupConfig,
+    band_keys,
+    candidate_pairs,
+    exact_hashes,
+    first_of_equal,
+    line_hashes,
+    repeated_lines,
+    signatures,
+    similar,
+    without_lines,
+)
+from lm.text.tokenizer import load_tokenizer
+
+REMOVED = 255
+"""In `fate.npy`: the document goes to no split."""
+
+_BATCH_CHARACTERS = 1 << 20  # handled together; memory grows with this, not with the corpus
+_PIECE_CHARACTERS = 1 << 15  # long documents are tokenised in such pieces, which spreads them over the cores
+
+
+@dataclass(frozen=True)
+class ReadUnit:
+    """Reads and cleans one unit of a source."""
+
+    output: Path
+    size: int
+    role: str
+    form: str
+    unit: SourceUnit
+    data: DataConfig
+    clean: CleanConfig
+    dedup: DedupConfig
+
+    def __call__(self) -> None:
+        """Makes a folder that `lm.data.corpus.Unit` reads."""
+        source = open_source(self.form, self.data)
+        cleaner = Cleaner(self.clean)
+        counts = {"read": 0, "empty": 0, "dropped": 0}
+        keys: list[str] = []
+        texts: list[str] = []
+        splits: list[int] = []
+        characters = 0
+        with whole_output(self.output) as folder:
+            writer = UnitWriter(folder)
+            try:
+                for document in source.read(self.unit):
+                    counts["read"] += 1
+                    split = split_of(document.group or document.text, self.data) if self.role == "source" else self.role
+                    text = cleaner(document.text)
+                    if text is None:
+                        counts["dropped"] += 1
+                    elif not text or text.isspace():
+                        counts["empty"] += 1
+                    else:
+                        keys.append(document.key)
+                        texts.append(text)
+                        splits.append(split_code(split.removesuffix("_source")))
+                        characters += len(text)
+                    if characters >= _BATCH_CHARACTERS:
+                        writer.add(keys, texts, self._columns(texts, splits))
+                        keys, texts, splits, characters = [], [], [], 0
+                writer.add(keys, texts, self._columns(texts, splits))
+                writer.finish(
+                    {
+                        "role": self.role,
+                        "counts": counts,
+                        "skipped": dataclasses.asdict(source.skipped),
+                        "clean": cleaner.report.to_dict(),
+                    }
+                )
+            finally:
+                writer.close()
+
+    def _columns(self, texts: list[str], splits: list[int]) -> dict[str, np.ndarray]:
+        columns: dict[str, np.ndarray] = {"split": np.asarray(splits, np.uint8)}
+        if self.dedup.exact:
+            columns["exact"] = exact_hashes(texts)
+        if self.dedup.near:
+            columns["signature"] = signatures(texts, self.dedup)
+            columns["bands"] = band_keys(columns["signature"], self.dedup)
+        if self.dedup.lines:
+            hashes = [line_hashes(text, self.dedup) for text in texts]
+            columns["line_hash"] = np.concatenate([np.zeros(0, np.uint64), *(found for _, found in hashes)])
+            columns["line_count"] = np.asarray([len(found) for _, found in hashes], np.int64)
+            columns["line_solid"] = np.asarray(
+                [sum(bool(line.strip()) for line in lines) for lines, _ in hashes], np.int64
+            )
+        return columns
+
+
+def split_of(text: str, data: DataConfig) -> str:
+    """The split of a document of `data.source`: "train", "validation" or "test".
+
+    It depends on the text (as it was read) and the settings alone, so a document stays in its split when others come
+    and go or cleaning changes, and copies of a document share one. Where documents have a group, its name stands for
+    the text, so that no group straddles.
+    """
+    validation = 0.0 if data.validation_source is not None else data.validation_fraction
+    test = 0.0 if data.test_source is not None else data.test_fraction
+    digest = hashlib.blake2b(f"{data.split_seed}\0".encode(), digest_size=8)
+    digest.update(text.encode("utf-8"))
+    point = int.from_bytes(digest.digest(), "big") / 2**64
+    if point < validation:
+        return "validation"
+    if point < validation + test:
+        return "test"
+    return "train"
+
+
+@dataclass(frozen=True)
+class _FindPairs:
+    """Writes pairs of documents that say the same: int64 `[m, 2]`, ordinals, the one of lower rank first."""
+
+    output: Path
+    size: int
+    units: Path
+    ranks: Path
+    """int64 .npy `[n]`: the rank of each document; of several that say the same the lowest stays."""
+    part: int
+    parts: int
+    """Only keys with `key % parts == part` are looked at, which bounds the memory of one task."""
+
+    def _mine(self, keys: np.ndarray) -> np.ndarray:
+        """The ordinals whose key falls to this task."""
+        if self.parts == 1:
+            return np.arange(len(keys))
+        return np.flatnonzero(keys % np.uint64(self.parts) == np.uint64(self.part))
+
+    def _save(self, pairs: np.ndarray) -> None:
+        with whole_file(self.output) as path, path.open("wb") as file:
+            np.save(file, pairs)
+
+
+@dataclass(frozen=True)
+class FindExact(_FindPairs):
+    """Documents equal after normalisation, each with the first of its kind."""
+
+    def __call__(self) -> None:
+        """See `_FindPairs`."""
+        keys = Corpus(self.units).column("exact")
+        ordinals = self._mine(keys)
+        first = first_of_equal(keys[ordinals], np.load(self.ranks, mmap_mode="r")[ordinals])
+        again = np.flatnonzero(first != np.arange(len(first)))
+        self._save(np.stack([ordinals[first[again]], ordinals[again]], axis=1))
+
+
+@dataclass(frozen=True)
+class FindNear(_FindPairs):
+    """Documents whose signatures agree in a band and are similar as a whole."""
+
+    band: int
+    dedup: DedupConfig
+
+    def __call__(self) -> None:
+        """See `_FindPairs`."""
+        corpus = Corpus(self.units)
+        parts = [unit.column("bands")[:, self.band] for unit in corpus.units if len(unit)]
+        keys = np.concatenate([np.zeros(0, np.uint64), *parts])
+        ordinals = self._mine(keys)
+        ranks = np.load(self.ranks, mmap_mode="r")
+        order = np.argsort(ranks[ordinals])
+        ordinals = ordinals[order]
+        # Candidates are named by their place in the order of ranks, so that a pair's lower number is its lower rank.
+        pairs = ordinals[candidate_pairs(keys[ordinals], np.arange(len(ordinals)), self.dedup.bucket_window)]
+        rows: Any = _Rows(corpus, "signature")  # as good as the array it stands for
+        self._save(pairs[similar(rows, pairs, self.dedup)])
+
+
+class _Rows:
+    """A column of the whole corpus that is read where rows are asked for."""
+
+    def __init__(self, corpus: Corpus, name: str):
+        self._corpus = corpus
+        self._name = name
+        self.shape = (len(corpus), *next((unit.column(name).shape[1:] for unit in corpus.units if len(unit)), (0,)))
+
+    def __getitem__(self, ordinals: np.ndarray) -> np.ndarray:
+        return self._corpus.rows(self._name, ordinals)
+
+
+@dataclass(frozen=True)
+class FindLines(_FindPairs):
+    """Lines that stand in a document of lower rank: int64 `[m]`, numbers of lines over the whole corpus."""
+
+    fate: Path
+
+    def __call__(self) -> None:
+        """Writes the numbers, ascending."""
+        corpus = Corpus(self.units)
+        hashes = corpus.column("line_hash")
+        lines = self._mine(hashes)
+        lines = lines[hashes[lines] != 0]
+        owner = np.repeat(np.arange(len(corpus)), corpus.column("line_count"))[lines]
+        kept = np.load(self.fate)[owner] != REMOVED  # a document that goes takes no line from another
+        lines, owner = lines[kept], owner[kept]
+        again = repeated_lines(hashes[lines], np.load(self.ranks, mmap_mode="r")[owner])
+        self._save(lines[again])
+
+
+class DroppedLines:
+    """Which lines of which document go, from what `FindLines` found."""
+
+    def __init__(self, corpus: Corpus, files: Sequence[Path]):
+        self._files = [np.load(file, mmap_mode="r") for file in files]
+        self._corpus = corpus
+        lines = [int(unit.column("line_count").sum()) for unit in corpus.units]
+        self._offsets = np.cumsum([0, *lines])
+        self._unit = -1
+        self._mask = np.zeros(0, bool)
+        self._ends = np.zeros(0, np.int64)
+
+    def mask(self, ordinal: int) -> np.ndarray:
+        """Bool `[lines of the document]`: True = goes."""
+        number = int(np.searchsorted(self._corpus.offsets, ordinal, side="right")) - 1
+        if number != self._unit:
+            self._mask, self._ends = self._of_unit(number)
+            self._unit = number
+        i = ordinal - int(self._corpus.offsets[number])
+        return self._mask[self._ends[i - 1] if i else 0 : self._ends[i]]
+
+    def _of_unit(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        low, high = int(self._offsets[number]), int(self._offsets[number + 1])
+        mask = np.zeros(high - low, bool)
+        for lines in self._files:
+            begin, end = np.searchsorted(lines, [low, high])
+            mask[lines[begin:end] - low] = True
+        return mask, np.cumsum(self._corpus.units[number].column("line_count").astype(np.int64))
+
+    def emptied(self) -> Iterator[tuple[int, np.ndarray, int]]:
+        """For each unit: its first ordinal, bool `[documents]` = no line but blank ones is left, and the lines gone."""
+        for number, unit in enumerate(self._corpus.units):
+            mask, ends = self._of_unit(number)
+            gone = np.diff(np.concatenate([[0], np.cumsum(mask)])[np.concatenate([[0], ends])])
+            yield int(self._corpus.offsets[number]), (gone > 0) & (gone >= unit.column("line_solid")), int(mask.sum())
+
+
+@dataclass(frozen=True)
+class WriteShard:
+    """Tokenises the documents of one split among ordinals `[first, last)` and writes them as one shard."""
+
+    output: Path
+    """A folder: shard.json, statistics.json, token_counts.npy, and the two files of lengths."""
+    size: int
+    units: Path
+    fate: Path
+    dropped_lines: tuple[Path, ...]
+    dataset: Path
+    name: str
+    split: str
+    number: int
+    count: int
+    first: int
+    last: int
+    dedup: DedupConfig
+    augment: AugmentConfig
+
+    def __call__(self) -> None:
+        """See the class."""
+        tokenizer = load_tokenizer(self.dataset / TOKENIZER_FOLDER)
+        statistics = Statistics()
+        token_counts = np.zeros(tokenizer.vocab_size, np.int64)
+        batch: list[tuple[str, str, bool]] = []
+        characters = 0
+        with whole_output(self.output) as folder:
+            shard_file = folder / "shard"
+            lengths = folder / "lengths"
+            with ShardWriter(shard_file, lengths, eos_id=tokenizer.eos_id) as writer:
+
+                def encode() -> None:
+                    for (key, text, last), ids in zip(batch, tokenizer.encode_batch([text for _, text, _ in batch])):
+                        tokens = np.asarray(ids, np.int64)
+                        np.add(token_counts, np.bincount(tokens, minlength=len(token_counts)), out=token_counts)
+                        writer.add(key, ids, len(text.encode("utf-8")), last)
+                    batch.clear()
+
+                for key, text in self._documents():
+                    statistics.add(text)
+                    pieces = list(tokenizer.pieces(text, _PIECE_CHARACTERS))
+                    for number, piece in enumerate(pieces, 1):
+                        batch.append((key, piece, number == len(pieces)))
+                        characters += len(piece)
+                        if characters >= _BATCH_CHARACTERS:
+                            encode()
+                            characters = 0
+                encode()
+                shard = writer.finish()
+            np.save(folder / "token_counts.npy", token_counts)
+            (folder / "statistics.json").write_text(json.dumps(statistics.to_dict(), ensure_ascii=False), "utf-8")
+            fields = {name: value for name, value in dataclasses.asdict(shard).items() if not isinstance(value, Path)}
+            (folder / "shard.json").write_text(json.dumps(fields), encoding="utf-8")
+            # The shard itself moves to where TFDS looks for it; the folder that says it is done follows.
+            target = shard_path(self.dataset, self.name, self.split, self.number, self.count)
+            shard_file.replace(target)
+
+    def _documents(self) -> Iterator[tuple[str, str]]:
+        """Key and text of the documents to write, copies included."""
+        corpus = Corpus(self.units)
+        fate = np.load(self.fate, mmap_mode="r")
+        mine = split_code(self.split)
+        dropped = DroppedLines(corpus, self.dropped_lines) if self.dropped_lines else None
+        # Never on validation or test.
+        augmenter = Augmenter(self.augment) if self.augment.copies and self.split == "train" else None
+        for ordinal, key, text in corpus.documents(self.first, self.last):
+            if fate[ordinal] != mine:
+                continue
+            if dropped is not None and (gone := dropped.mask(ordinal)).any():
+                lines, _ = line_hashes(text, self.dedup)
+                text = without_lines(lines, gone)
+            yield key, text
+            if augmenter is not None:
+                for number, copy in enumerate(augmenter(text, key), 1):
+                    yield f"{key}#{number}", copy
+
+
+def read_shard(output: Path) -> tuple[Shard, dict[str, Any], np.ndarray]:
+    """What `WriteShard` left in its folder: the shard, its statistics, and int64 `[vocab_size]` token counts."""
+    fields = json.loads((output / "shard.json").read_text(encoding="utf-8"))
+    shard = Shard(
+        **fields,
+        record_lengths=output / "lengths.records.npy",
+        document_lengths=output / "lengths.documents.npy",
+    )
+    statistics = json.loads((output / "statistics.json").read_text(encoding="utf-8"))
+    return shard, statistics, np.load(output / "token_counts.npy")
