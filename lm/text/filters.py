@@ -7,11 +7,11 @@ Chinese, Japanese or Thai counts as a word of its own, since these are written w
 from __future__ import annotations
 
 import re
-import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
+from unicodedata import category
 
 import numpy as np
 
@@ -32,21 +32,18 @@ FilterRule = Callable[[str], str | Dropped]
 SPACELESS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_SPACED_WORD = re.compile(rf"[^\W{SPACELESS}]+")
 _UNIT = re.compile(rf"[{SPACELESS}]|[^\W{SPACELESS}]+")
-_SPACE = re.compile(r"\s+")
+_STRIDE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def length(*, min_characters: int, max_characters: int | None) -> FilterRule:
     """Drops documents with fewer or more characters than wanted, spaces not counted."""
 
     def rule(text: str) -> str | Dropped:
-        if len(text) < min_characters:
+        written = _written(text)
+        if written < min_characters:
             return Dropped("short")
-        spaces = sum(map(len, _SPACE.findall(text)))
-        if len(text) - spaces < min_characters:
-            return Dropped("short")
-        if max_characters is not None and len(text) - spaces > max_characters:
+        if max_characters is not None and written > max_characters:
             return Dropped("long")
         return text
 
@@ -55,54 +52,59 @@ def length(*, min_characters: int, max_characters: int | None) -> FilterRule:
 
 def symbols(*, max_symbol_ratio: float, max_hash_ratio: float) -> FilterRule:
     """Drops documents of symbols: characters that belong to no word and no sentence; hashes or ellipses by the word."""
-    pattern = _symbol_pattern()
 
     def rule(text: str) -> str | Dropped:
-        written = len(text) - sum(map(len, _SPACE.findall(text)))
-        if sum(map(len, pattern.findall(text))) > max_symbol_ratio * written:
+        odd = Counter("".join(_ODD_RUN.findall(text)))
+        # Combining marks, which are parts of letters, are no symbols.
+        if sum(n for char, n in odd.items() if category(char)[0] != "M") > max_symbol_ratio * _written(text):
             return Dropped("symbols")
-        words = _count(_UNIT, text)
-        if text.count("#") > max_hash_ratio * words:
-            return Dropped("hashes")
-        # …… is one Chinese ellipsis
-        if text.count("...") + text.count("…") - text.count("……") > max_hash_ratio * words:
-            return Dropped("ellipses")
+        counts = {"hashes": text.count("#"), "ellipses": len(_ELLIPSIS.findall(text))}
+        if any(counts.values()):
+            words = len(_UNIT.findall(text))
+            for name, count in counts.items():
+                if count > max_hash_ratio * words:
+                    return Dropped(name)
         return text
 
     return rule
 
 
 def words(*, min_mean_word: float, max_mean_word: float, min_alphabetic_words: float) -> FilterRule:
-    """Drops documents whose words are too short or long on average, or mostly without a letter (Gopher)."""
+    """Drops documents whose words are too short or long on average, or mostly without a letter (Gopher).
+
+    Words are what spaces separate, if there is a letter or digit in it. Text with more than a tenth of its letters in
+    scripts without spaces is left alone.
+    """
 
     def rule(text: str) -> str | Dropped:
-        found = text.split()
-        if not found:
+        if _spaceless_share(text) > 0.1:
             return text
-        plain = [word for word in found if _SPACELESS_CHARACTER.search(word) is None]
-        alphabetic = sum(_LETTER.search(word) is not None for word in found)
-        if alphabetic < min_alphabetic_words * len(found):
+        found = _SPACED_WORD.findall(text)
+        if not found:
+            return Dropped("no words")
+        if len(_SPACED_WORD_WITH_LETTER.findall(text)) < min_alphabetic_words * len(found):
             return Dropped("words without letters")
-        # Text without spaces has no mean word length.
-        if 2 * sum(map(len, plain)) >= sum(map(len, found)):
-            mean = sum(map(len, plain)) / len(plain)
-            if mean < min_mean_word:
-                return Dropped("short words")
-            if mean > max_mean_word:
-                return Dropped("long words")
-        return text
+        mean = sum(map(len, found)) / len(found)
+        if mean < min_mean_word:
+            return Dropped("short words")
+        return Dropped("long words") if mean > max_mean_word else text
 
     return rule
 
 
 def lines(*, max_bullet_lines: float, max_ellipsis_lines: float) -> FilterRule:
-    """Drops lists and teasers: documents in which too many lines begin with a bullet or end in an ellipsis (Gopher)."""
+    """Drops lists and teasers: documents in which too many lines begin with a bullet or end in an ellipsis (Gopher).
+
+    Documents of fewer than three lines are neither.
+    """
 
     def rule(text: str) -> str | Dropped:
-        total = _count(_LINE, text)
-        if _count(_BULLET, text) > max_bullet_lines * total:
+        total = len(_LINE.findall(text))
+        if total < 3:
+            return text
+        if len(_BULLET.findall(text)) > max_bullet_lines * total:
             return Dropped("bullets")
-        if _count(_ELLIPSIS_END, text) > max_ellipsis_lines * total:
+        if len(_ELLIPSIS_END.findall(text)) > max_ellipsis_lines * total:
             return Dropped("ellipses at line ends")
         return text
 
@@ -137,30 +139,39 @@ def repeated_ngrams(*, max_top_ngram: float, max_repeated_ngrams: float) -> Filt
 
     For n of 2, 3, 4: the share of characters in the most frequent n-gram, at most 1, 0.9, 0.8 of `max_top_ngram`. For
     n of 5 to 10: the share in n-grams that occur more than once, at most `max_repeated_ngrams` for 5, falling evenly to
-    2/3 of it for 10. Characters are counted once, however many n-grams they are in. Gopher's own thresholds are those
-    of 0.20 and 0.15.
+    2/3 of it for 10. Characters are counted once, however many n-grams they are in, and those between words not at all.
+    Gopher's own thresholds are those of 0.20 and 0.15. In text written without spaces two characters stand for a word.
     """
 
     def rule(text: str) -> str | Dropped:
         units = _UNIT.findall(text.lower())
+        per_word = 2 if _spaceless_share(text) > 0.5 else 1
         number = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
-        ids = np.fromiter(map(number.__getitem__, units), np.uint64, len(units))
+        ids = _mix(np.fromiter(map(number.__getitem__, units), np.uint64, len(units)))
         sizes = np.fromiter(map(len, units), np.int64, len(units))
         total = int(sizes.sum())
-        hashes = _mix(ids)
-        for n in range(2, 11):
-            if len(units) < n + 1:
+        starts = np.arange(len(units))  # where the n-grams begin that can still repeat
+        hashes = ids
+        for n in range(2, 10 * per_word + 1):
+            # An n-gram repeats only if its beginning does, so that few places are left to look at after the first n.
+            fits = starts <= len(units) - n
+            starts = starts[fits]
+            hashes = _mix(hashes[fits] * _STRIDE + ids[starts + n - 1])
+            _, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+            again = counts[which] > 1
+            starts, hashes = starts[again], hashes[again]
+            if not len(starts):
                 break
-            # The hash of n units from that of n - 1, which began at the same place.
-            hashes = _mix(hashes[:-1] * np.uint64(0x9E3779B97F4A7C15) + _mix(ids[n - 1 :]))
-            if n <= 4:
-                share = _share(_top(hashes), sizes, n, total)
-                if share > max_top_ngram * (1 - 0.1 * (n - 2)):
-                    return Dropped(f"one {n}-gram")
-            else:
-                share = _share(_repeated(hashes), sizes, n, total)
-                if share > max_repeated_ngrams * (1 - (n - 5) / 15):
-                    return Dropped(f"repeated {n}-grams")
+            words, part = divmod(n, per_word)
+            if part or words < 2:
+                continue
+            if words <= 4:
+                frequency = counts[which[again]]
+                top = starts[hashes == hashes[frequency.argmax()]]  # the earliest of equals
+                if _share(top, sizes, n, total) > max_top_ngram * (1 - 0.1 * (words - 2)):
+                    return Dropped(f"one {words}-gram")
+            elif _share(starts, sizes, n, total) > max_repeated_ngrams * (1 - (words - 5) / 15):
+                return Dropped(f"repeated {words}-grams")
         return text
 
     return rule
@@ -201,7 +212,7 @@ def blocked_words(*, blocked_words: str | None, max_blocked_words: int) -> Filte
         # Which words and pairs of characters occur at all is quickly known; few entries are then looked for.
         if by_word:
             for word in by_word.keys() & set(_WORD.findall(text_lower)):
-                found += sum(_count(pattern, text_lower) for pattern in by_word[word])
+                found += sum(len(pattern.findall(text_lower)) for pattern in by_word[word])
         if by_pair:
             pairs = by_pair.keys() & set(map(str.__add__, text_lower, text_lower[1:]))
             for pair in (*pairs, *single):
@@ -225,7 +236,12 @@ def read_blocked_words(path: Path) -> list[str]:
     return found
 
 
+_ODD_RUN = re.compile(r"[^\w\s.,;:!?'\"()，。、；：！？（）．“”‘’«»《》〈〉「」『』【】·…—–%％&/¿¡-]+")
 _WORD = re.compile(r"\w+")
+# From its first sign, whatever that is, to the next space; of digits only, or with a letter.
+_SPACED_WORD = re.compile(r"(?<!\S)(?:[^\w\s]|_)*+[^\W_]\S*")
+_SPACED_WORD_WITH_LETTER = re.compile(r"(?<!\S)(?:[^\w\s]|[\d_])*+[^\W\d_]\S*")
+_ELLIPSIS = re.compile(r"\.{3,}|…+|。{3,}|．{3,}")
 _LETTER = re.compile(r"[^\W\d_]")
 _SPACELESS_CHARACTER = re.compile(f"[{SPACELESS}]")
 _NEWLINES = re.compile(r"\n+")
@@ -235,28 +251,6 @@ _BULLET = re.compile(r"^[^\S\n]*(?:[•‣▪▫●○◦■□◆◇➢►▶·
 _ELLIPSIS_END = re.compile(r"(?:\.\.\.|…)[^\S\n]*$", re.MULTILINE)
 
 
-def _count(pattern: re.Pattern[str], text: str) -> int:
-    return sum(1 for _ in pattern.finditer(text))
-
-
-@cache
-def _symbol_pattern() -> re.Pattern[str]:
-    """Runs of characters that are neither space, letter, mark or digit, nor punctuation as sentences have it."""
-    punctuation = frozenset(".,;:!?'\"()-–—…“”‘’«»、。，；：！？（）《》〈〉「」『』【】·¿¡%％&/’")
-    odd = [
-        code
-        for code in range(0x20000)
-        if unicodedata.category(chr(code))[0] in "SPC" and not chr(code).isspace() and chr(code) not in punctuation
-    ]
-    ranges: list[list[int]] = []
-    for code in odd:
-        if ranges and code == ranges[-1][1] + 1:
-            ranges[-1][1] = code
-        else:
-            ranges.append([code, code])
-    return re.compile("[" + "".join(f"\\U{a:08x}-\\U{b:08x}" for a, b in ranges) + "]+")
-
-
 def _mix(values: np.ndarray) -> np.ndarray:
     """Spreads the bits of uint64 `values` (splitmix64), so that sums and products of them hardly ever meet."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -264,32 +258,20 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def _top(hashes: np.ndarray) -> np.ndarray:
-    """Which positions hold the most frequent value; none if every value occurs once."""
-    values, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-    most = counts.max()
-    if most == 1:
-        return np.zeros(len(hashes), bool)
-    earliest = np.where(counts == most, first, len(hashes)).argmin()
-    return hashes == values[earliest]
-
-
-def _repeated(hashes: np.ndarray) -> np.ndarray:
-    """Which positions hold a value that occurs more than once."""
-    order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
-    same = ordered[1:] == ordered[:-1]
-    marks = np.zeros(len(hashes), bool)
-    marks[order[1:]] |= same
-    marks[order[:-1]] |= same
-    return marks
-
-
 def _share(starts: np.ndarray, sizes: np.ndarray, n: int, total: int) -> float:
-    """The share of characters in n-grams that begin where `starts` says, each character counted once."""
-    if not starts.any():
-        return 0.0
+    """The share of characters in n-grams that begin at the (distinct) `starts`, each character counted once."""
     steps = np.zeros(len(sizes) + 1, np.int64)
-    np.add.at(steps, np.flatnonzero(starts), 1)
-    np.subtract.at(steps, np.flatnonzero(starts) + n, 1)
+    steps[starts] += 1
+    steps[starts + n] -= 1
     return float(sizes[np.cumsum(steps)[:-1] > 0].sum()) / total
+
+
+def _written(text: str) -> int:
+    """Characters that are not spaces."""
+    return len("".join(text.split()))
+
+
+def _spaceless_share(text: str) -> float:
+    """The share of scripts without spaces among the letters of the first 2,000 characters."""
+    letters = _LETTER.findall(text[:2000])
+    return len(_SPACELESS_CHARACTER.findall(text[:2000])) / len(letters) if letters else 0.0

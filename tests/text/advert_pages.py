@@ -122,22 +122,19 @@ INTERRUPTIONS: dict[str, tuple[str, str]] = {
         '<div class="video-player"><p>正在播放：航拍洪水</p><span>0:00 / 2:31</span></div>',
     ),
     "paywall": (
-        '<div class="css-4"><p>Subscribe to continue reading this article.</p><p>Already a subscriber? Log in</p></div>',
+        '<div class="css-4"><p>Subscribe to continue reading this article.</p><p>Already a subscriber? Log in</p>'
+        "</div>",
         '<div class="css-4"><p>登录后阅读全文，开通会员享更多权益。</p><p>已是会员？立即登录</p></div>',
     ),
     "rights": (
         "<p>© 2024 Example News. All rights reserved. This material may not be published or rewritten.</p>",
         "<p>版权声明：本文版权归示例网所有，未经授权不得转载。</p><p>（责任编辑：李四）</p>",
     ),
-}
-
-# Written after the rules were, and the rules not changed since: how far they reach beyond what they were made with.
-UNSEEN: dict[str, tuple[str, str]] = {
     "advert by id": (
         '<div id="div-gpt-ad-15523"><p>The bank that calls you back. Open an account by phone.</p></div>',
         '<div id="div-gpt-ad-15523"><p>存款利率再创新高，电话预约开户。</p></div>',
     ),
-    "advert marker": (
+    "advert marker, shouting": (
         "<p>ADVERTISEMENT - CONTINUE READING BELOW</p>",
         "<p>广告 · 继续阅读请下滑</p>",
     ),
@@ -151,7 +148,7 @@ UNSEEN: dict[str, tuple[str, str]] = {
         '<p><b>Don\'t miss:</b> <a href="/a">Ten lakes you must see before you are forty</a></p>',
         '<p>点击进入专题：<a href="/a">四十岁以前一定要去的十个湖泊</a></p>',
     ),
-    "newsletter": (
+    "newsletter, friendly": (
         "<p>Enjoying this story? Get more like it with our daily digest.</p>",
         "<p>喜欢这篇文章？欢迎订阅我们的每日简报。</p>",
     ),
@@ -175,7 +172,7 @@ UNSEEN: dict[str, tuple[str, str]] = {
         "<p>Click here to subscribe to our YouTube channel.</p>",
         "<p>更多精彩内容，请关注示例网视频号。</p>",
     ),
-    "app": (
+    "app, short": (
         '<div class="c9"><p>Open in the app</p></div>',
         '<div class="c9"><p>打开APP阅读全文</p></div>',
     ),
@@ -189,6 +186,44 @@ UNSEEN: dict[str, tuple[str, str]] = {
     ),
 }
 
+# Written after the rules were, which have not been changed since: how far they reach beyond what they were made with.
+UNSEEN: dict[str, tuple[str, str]] = {
+    "advert by class": (
+        '<div class="sponsoredLink-wrapper"><p>A roof over your head in nine days, guaranteed.</p></div>',
+        '<div class="m-advert-wrap"><p>九天搭好屋顶，质量有保证。</p></div>',
+    ),
+    "advert by text": (
+        "<p>From our partners: A roof over your head in nine days, guaranteed.</p>",
+        "<p>【广告】九天搭好屋顶，质量有保证，详情请来电咨询。</p>",
+    ),
+    "other article": (
+        '<p>In pictures: <a href="/a">Floods of the century, from 1784 until today</a></p>',
+        '<p>往期回顾：<a href="/a">百年洪水纪实，从一七八四年到今天</a></p>',
+    ),
+    "other articles": (
+        '<div class="k3"><h3>Trending now</h3><ol><li><a href="/a">The bridge that swims</a></li>'
+        '<li><a href="/b">A winter without ice</a></li></ol></div>',
+        '<div class="k3"><h3>大家还在看</h3><ol><li><a href="/a">会漂的桥</a></li>'
+        '<li><a href="/b">一个没有冰的冬天</a></li></ol></div>',
+    ),
+    "newsletter": (
+        "<p>Sign up here to receive our weekly dispatch on the environment.</p>",
+        "<p>欢迎订阅《示例周刊》电子版，每周五准时送达。</p>",
+    ),
+    "channel": (
+        "<p>Join our Telegram group to discuss this story.</p>",
+        "<p>想看更多内容，请搜索并关注微信公众号“示例河流”。</p>",
+    ),
+    "reuse": (
+        "<p>To republish this article, please contact the editors.</p>",
+        "<p>如需转载，请联系本站获得授权。</p>",
+    ),
+    "comments": (
+        "<p>What do you think? Tell us in the comments below.</p>",
+        "<p>对此你怎么看？欢迎在评论区留言。</p>",
+    ),
+}
+
 TRAPS: dict[str, tuple[str, str]] = {
     "about adverts": (
         "<p>Advertisement revenue at the local paper fell by a third last year, which is why nobody was sent to the "
@@ -198,7 +233,8 @@ TRAPS: dict[str, tuple[str, str]] = {
     "innocent class": (
         '<div class="adaptive gradient header-shadow download-ready"><p>The sandbags came on Tuesday, four hundred of '
         "them, on a truck borrowed from the brewery.</p></div>",
-        '<div class="adaptive gradient header-shadow download-ready"><p>沙袋是星期二运来的，一共四百个，卡车是向酒厂借的。</p></div>',
+        '<div class="adaptive gradient header-shadow download-ready"><p>'
+        "沙袋是星期二运来的，一共四百个，卡车是向酒厂借的。</p></div>",
     ),
     "linked words": (
         '<p>The <a href="/w">ministry of water</a> and the <a href="/u">university of the district</a> are to report '
@@ -221,6 +257,10 @@ TRAPS: dict[str, tuple[str, str]] = {
     "related in a sentence": (
         "<p>Related damage further down the valley, to the railway above all, is put at two million.</p>",
         "<p>相关损失还包括下游的铁路，估计在两百万元左右。</p>",
+    ),
+    "instructions": (
+        "<p>Download the map, open it in a browser and look for the blue line.</p>",
+        "<p>下载客户端地图，点击查看按钮，就能找到那条蓝线。</p>",
     ),
     "subscribed": (
         "<p>Subscribe to that opinion or not, the meadows have to come back, says the engineer.</p>",
