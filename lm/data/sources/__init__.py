@@ -97,6 +97,10 @@ def shaping(source: str, config: DataConfig) -> dict[str, Any]:
 def check_source_config(config: DataConfig) -> None:
     """Raises `UserError` for settings of sources that cannot be."""
     plain_name(config.encoding)
+    check(
+        config.document in ("file", "paragraph", "line"),
+        f"data.document is {config.document!r}; choose file, paragraph or line",
+    )
     check(config.on_error in ("stop", "skip"), f"data.on_error is {config.on_error!r}; choose stop or skip")
     check(
         config.max_document_bytes >= 1,
@@ -105,7 +109,7 @@ def check_source_config(config: DataConfig) -> None:
     form = form_of(config.source)
     check(
         config.group_field is None or "group_field" in SHAPING_FIELDS_BY_FORM[form],
-        f"data.group_field is {config.group_field!r}, but documents of {form} sources have no fields; leave it out",
+        f"data.group_field is {config.group_field!r}, but documents of {config.source!r} have no fields; leave it out",
     )
     sources = (config.source, config.validation_source, config.test_source)
     if not config.header and any(form_of(source) in ("csv", "tsv") for source in sources if source is not None):

@@ -27,7 +27,7 @@ from lm.data.sources.base import (
     unreadable,
 )
 from lm.data.sources.encodings import HEAD_BYTES, find_encoding, is_binary, line_ends_are_bytes, plain_name
-from lm.errors import UserError, require
+from lm.errors import require
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
@@ -233,7 +233,9 @@ class FileSource(BaseSource):
                     yield Line(number, line.removeprefix("\ufeff") if number == 1 else line, size, problem)
                     number += 1
             except UnicodeDecodeError as error:
-                raise UserError(f"{part.path}:{number} is not {encoding.upper()} ({error.reason})") from None
+                # Only where problems stop: `_usable_encoding` has looked the file through otherwise.
+                found = f"{part.path}:{number} is not {encoding.upper()} ({error.reason})"
+                self.problem(UNDECODABLE, found, "set data.encoding")
 
     def content(self, part: Part, encoding: str) -> tuple[str, Problem | None]:
         """All the text of a file, or its problem."""
