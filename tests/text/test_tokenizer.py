@@ -164,8 +164,8 @@ def test_hf_finds_the_separator(tmp_path: Path, names: list[str], eos: str, bos:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"kind": "bbpe"}, "tokenizer.kind is 'bbpe'; choose byte, bpe or hf:PATH_OR_NAME"),
-        ({"kind": "hf:"}, "choose byte, bpe or hf:PATH_OR_NAME"),
+        ({"kind": "bbpe"}, "tokenizer.kind is 'bbpe'; choose byte, bpe, .* hf:PATH_OR_NAME or file:PATH"),
+        ({"kind": "hf:"}, "choose byte, bpe, .* hf:PATH_OR_NAME or file:PATH"),
         ({"kind": "bpe", "vocab_size": 256}, "vocab_size is 256; .* at least 257"),
         ({"kind": "bpe", "training_bytes": 0}, "training_bytes is 0"),
         ({"kind": "hf:./none.json"}, "no such file or folder"),
