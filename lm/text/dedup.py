@@ -95,6 +95,7 @@ def check_dedup_config(config: DedupConfig) -> None:
     for name in ("ngram", "permutations", "bands", "bucket_window", "min_line_characters"):
         value = getattr(config, name)
         check(value >= 1, f"dedup.{name} is {value}; it must be at least 1.")
+    check(config.seed >= 0, f"dedup.seed is {config.seed}; it must not be negative.")
     check(0 < config.threshold <= 1, f"dedup.threshold is {config.threshold}; it must be above 0 and at most 1.")
     check(
         config.permutations % config.bands == 0,
@@ -391,7 +392,7 @@ def _codes(texts: Sequence[str]) -> np.ndarray:
     joined = _END.join(texts) + _END
     if joined.count(_END) > len(texts):
         joined = "".join(text.replace(_END, " ") + _END for text in texts)
-    codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
+    codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
     return np.minimum(codes, np.uint32(_KINDS))
 
 
