@@ -240,12 +240,16 @@ class FileSource(BaseSource):
     def content(self, part: Part, encoding: str) -> tuple[str, Problem | None]:
         """All the text of a file, or its problem."""
         limit = self.config.max_document_bytes
+        blocks: list[bytes] = []
+        size = 0
         with self.open(part.path) as (file, position):
-            content = file.read(limit + 1)
-            self.progress(position() - part.start)
-        if len(content) > limit:
+            while size <= limit and (block := file.read(_BLOCK)):
+                blocks.append(block)
+                size += len(block)
+                self.progress(position())
+        if size > limit:
             return "", self.too_large(str(part.path))
-        return self.decoded(content, part.path, 0, encoding)
+        return self.decoded(b"".join(blocks), part.path, 0, encoding)
 
     def decoded(self, content: bytes, path: Path, offset: int, encoding: str) -> tuple[str, Problem | None]:
         """Text that stands `offset` bytes into a file, without the byte order mark some editors put first."""
