@@ -24,6 +24,7 @@ _SAMPLE = 1 << 14  # bytes
 _DECLARED = re.compile(
     rb"""<(?:meta\b[^>]{0,200}?\bcharset|\?xml\b[^>]{0,200}?\bencoding)\s{0,9}=\s{0,9}["']?([\w.:-]{2,40})""", re.I
 )
+_LEAST_LIKENESS = 0.4  # of UTF-16; text has 0.6 and more, bytes at random 0.1
 _MOST_DAMAGE = 0.01  # more undecodable characters than this among those beyond ASCII: it is another encoding
 
 # The 360 most frequent characters of modern Chinese (Jun Da's list), those that differ also in traditional form.
@@ -43,7 +44,8 @@ _HANGUL = frozenset(
 )
 _CYRILLIC = frozenset("оеаинтсрвлкмдпуяыьгзбчйхжшюцщэё")
 _LATIN = frozenset("äöüßéèêàâçñóíáúîôûëïåøæœãõìòùýðþ")
-_LATIN_SIGNS = frozenset("“”‘’„‚–—…«»°§©®£€¿¡·•´\u00a0")
+_LATIN_SIGNS = frozenset("“”‘’„‚–—…«»°§©®£€¿¡·•´ªº½¼²³\u00a0")
+_BEYOND_ASCII = re.compile("[^\x00-\x7f]+")
 
 
 def decode(content: bytes, encoding: str) -> tuple[str, str]:
@@ -154,16 +156,12 @@ def _declared(content: bytes) -> str | None:
 
 
 def _utf16(sample: bytes) -> str | None:
-    """UTF-16 without a mark: which half of the byte pairs holds the zeros of ASCII, if it is one half only."""
-    sample = sample[: len(sample) // 2 * 2]
-    zeros = (sample[1::2].count(0), sample[0::2].count(0))
-    most, least = max(zeros), min(zeros)
-    if most == 0 or most < 0.01 * len(sample) or least > 0.05 * most:
+    """The byte order of UTF-16 without a mark; None if it is something else. Any text in it has zeros: in newlines."""
+    if b"\0" not in sample:
         return None
-    codec = "utf-16-le" if zeros[0] > zeros[1] else "utf-16-be"
-    text = sample.decode(codec, errors="replace")
-    odd = sum(not char.isprintable() and not char.isspace() for char in text)
-    return codec if odd <= 0.01 * len(text) + 1 else None
+    sample = sample[: len(sample) // 2 * 2]
+    likeness, codec = max((_likeness(sample.decode(codec, errors="replace"), codec), codec) for codec in _PAIRS)
+    return codec if likeness >= _LEAST_LIKENESS else None
 
 
 def _likeliest(content: bytes) -> str:
@@ -198,7 +196,7 @@ def _likeness(text: str, codec: str) -> float:
     if codec == "cp1252":
         return _latin_likeness(text)
     if codec in ("cp1251", "koi8_r"):
-        return _cyrillic_likeness(text, len(chars))
+        return 0.8 * _cyrillic_likeness(text, len(chars))  # almost any byte is a letter there, so it takes more to tell
     if codec.startswith("utf-16"):
         chars = list(text)  # a wrong byte order spoils plain letters too
     good = 0.0
@@ -215,31 +213,37 @@ def _likeness(text: str, codec: str) -> float:
 
 
 def _cyrillic_likeness(text: str, total: int) -> float:
-    """Small letters follow each other; a capital after a small letter is not Russian."""
-    good = 0
+    """Small letters follow each other; a capital after a small letter is not Russian, nor is a Latin neighbour."""
+    good = 0.0
     before = " "
-    for char in text:
-        if char in _CYRILLIC:
-            good += 1
-        elif char.lower() in _CYRILLIC:
-            good += -1 if before in _CYRILLIC else 0
+    for char, after in zip(text, text[1:] + " "):
+        if char.lower() in _CYRILLIC:
+            foreign = (before.isascii() and before.isalpha()) or (after.isascii() and after.isalpha())
+            if foreign or (char not in _CYRILLIC and before in _CYRILLIC):
+                good -= 0.5
+            elif char in _CYRILLIC:
+                good += 1.0
         before = char
     return good / total
 
 
 def _latin_likeness(text: str) -> float:
-    """Accented letters stand alone between plain ones, mostly small."""
+    """Accented letters stand alone, or two together, beside plain ones; they are mostly small."""
     good = total = 0.0
-    before = " "
-    for char, after in zip(text, text[1:] + " "):
-        if char > "\x7f":
-            total += 1
-            alone = before <= "\x7f" and after <= "\x7f"
-            if char in _LATIN_SIGNS or char in "ªº½¼²³":
-                good += 0.7 if alone else 0.3
-            elif char.lower() in _LATIN:
-                beside = (before.isalpha() or after.isalpha()) if alone else False
-                upper_inside = char.isupper() and before.islower()
-                good += 0.1 if upper_inside else 1.0 if beside else 0.3 if alone else 0.2
-        before = char
+    for match in _BEYOND_ASCII.finditer(text):
+        run = match[0]
+        before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
+        beside = before.isalpha() or after.isalpha()
+        total += len(run)
+        for char in run:
+            if char in _LATIN_SIGNS:
+                good += 0.7 if len(run) == 1 else 0.3
+            elif char.lower() not in _LATIN:
+                continue
+            elif char.isupper() and before.islower():
+                good += 0.1
+            elif len(run) == 1:
+                good += 1.0 if beside else 0.3
+            else:
+                good += 0.6 if beside and len(run) == 2 and run.islower() else 0.2
     return good / total

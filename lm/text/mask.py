@@ -56,7 +56,7 @@ _END = r"(?![0-9A-Za-z_@/:=]|[-.,:][0-9])"
 _PHONE = re.compile(
     _START + r"(?:"
     # +49 30 123456, +1 (212) 555-0123, +86 138 0013 8000: a plus, a country code, 7 to 15 digits in all
-    r"\+[1-9]\d{0,2}(?:[ .\u00a0-]?\(?\d{1,5}\)?){1,6}"
+    r"\+[1-9]\d{0,14}(?:[ .\u00a0-]?\(\d{1,5}\)|[ .\u00a0-]\d{1,12}|(?<=\))\d{1,12}){0,6}"
     # (212) 555-0123, 212-555-0123, 212.555.0123: area and exchange never begin with 0 or 1
     r"|(?:1[ .-])?\([2-9]\d{2}\)[ \u00a0]?[2-9]\d{2}[ .-]\d{4}"
     r"|(?:1[.-])?[2-9]\d{2}([.-])[2-9]\d{2}\1\d{4}"
@@ -104,7 +104,10 @@ def mask_ids() -> MaskRule:
 
 
 _IPV4 = re.compile(r"(?<![0-9A-Za-z_.-])(?:\d{1,3}\.){3}\d{1,3}(?![0-9A-Za-z_-]|\.\d)")
-_IPV6 = re.compile(r"(?<![0-9A-Za-z_:.])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![0-9A-Za-z_:]|\.\d)", re.I)
+# Addresses in use begin with 2 or 3, or are local: fc, fd, fe. What else has colons is a time, a verse, or C++.
+_IPV6 = re.compile(
+    r"(?<![0-9A-Za-z_:.])(?:[23][0-9a-f]{3}|f[cde][0-9a-f]{2})(?::[0-9a-f]{0,4}){2,7}(?![0-9A-Za-z_:]|\.\d)", re.I
+)
 _VERSION_BEFORE = re.compile(r"(?:\bv|version|ver\.?|release|build|section|§|版本|版)\s*$", re.I)
 
 
