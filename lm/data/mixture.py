@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from lm.data.config import MixtureConfig
-from lm.data.manifest import Manifest, load_manifest
+from lm.data.manifest import TOKENIZER_FOLDER, Manifest, load_manifest
 from lm.data.packing import Batch, Examples
 from lm.data.permutation import permute
 from lm.data.store import DatasetStore, TokenStore
 from lm.errors import check
+from lm.text.tokenizer import Tokenizer, load_tokenizer
 
 # Changing any of these changes the order of every mixture ever trained on: don't.
 _BLOCK = 1000  # examples; shares in tenths of a percent are exact
@@ -109,13 +110,18 @@ class Mixture:
     config: MixtureConfig
 
     @property
+    def stores(self) -> list[TokenStore]:
+        """The tokens of each part."""
+        return [part.store for part in self.parts]
+
+    @property
     def n_tokens(self) -> int:
         """Tokens of all parts together."""
-        return sum(part.store.n_tokens for part in self.parts)
+        return sum(store.n_tokens for store in self.stores)
 
     def document_key(self, document: int) -> str:
         """`PART:KEY` of a document; documents are counted through all parts, as `MixedExamples.documents` does."""
-        first = _document_offsets([part.store for part in self.parts])
+        first = _document_offsets(self.stores)
         at = int(np.searchsorted(first, document, side="right")) - 1
         return f"{self.parts[at].name}:{self.parts[at].store.document_key(document - int(first[at]))}"
 
@@ -131,8 +137,8 @@ class Mixture:
             weights = [Fraction(repr(float(weight))) for weight in self.config.weights]
         else:
             power = 1 / (1.0 if self.config.temperature is None else self.config.temperature)
-            largest = max(part.store.n_tokens for part in self.parts)
-            weights = [Fraction((part.store.n_tokens / largest) ** power) for part in self.parts]
+            largest = max(store.n_tokens for store in self.stores)
+            weights = [Fraction((store.n_tokens / largest) ** power) for store in self.stores]
             rarest = min(range(n), key=weights.__getitem__)
             share = weights[rarest] / sum(weights)
             check(
@@ -180,28 +186,27 @@ class MixtureOrder:
         n = np.asarray(n, np.int64)
         part, rank = np.empty_like(n), np.empty_like(n)
         stage_of = np.searchsorted(self.starts, n, side="right") - 1
-        for stage in np.unique(stage_of).tolist():
-            length, _ = self._blocks[stage]
-            blocks, places = np.divmod(n - self.starts[stage], length)
-            for size, counts in self._kinds(stage):
-                # A stage's blocks are of one length, but for its last.
-                (where,) = np.nonzero((stage_of == stage) & (self._block_size(stage, blocks) == size))
+        for number in np.unique(stage_of).tolist():
+            stage = self._stages[number]
+            blocks, places = np.divmod(n - stage.start, sum(stage.counts))
+            seed = _seed(self.seed, "block", number)
+            for last, counts in ((False, stage.counts), (True, stage.last_counts)):
+                (where,) = np.nonzero((stage_of == number) & ((blocks == stage.last_block) == last))
                 if not where.size:
                     continue
                 block = blocks[where]
-                slot = permute(places[where], size, seed=_seed(self.seed, "block", stage), epoch=block)
+                slot = permute(places[where], sum(counts), seed=seed, epoch=block)
                 bounds = np.cumsum([0, *counts])
                 p = np.searchsorted(bounds, slot, side="right") - 1
-                before = np.array(self._before[stage])[p] + block * np.array(self._blocks[stage][1])[p]
-                part[where], rank[where] = p, before + slot - bounds[p]
+                part[where] = p
+                rank[where] = np.array(stage.before)[p] + block * np.array(stage.counts)[p] + slot - bounds[p]
         return part, rank
 
     def counts(self, n: int) -> list[int]:
         """How many of the first n examples of the stream are of each part."""
-        stage = int(np.searchsorted(self.starts, n, side="right")) - 1
-        length, counts = self._blocks[stage]
-        block, rest = divmod(n - self.starts[stage], length)
-        total = np.array(self._before[stage]) + block * np.array(counts)
+        stage = self._stages[int(np.searchsorted(self.starts, n, side="right")) - 1]
+        block, rest = divmod(n - stage.start, sum(stage.counts))
+        total = np.array(stage.before) + block * np.array(stage.counts)
         for start in range(n - rest, n, _COUNTED_AT_ONCE):
             part, _ = self.locate(np.arange(start, min(start + _COUNTED_AT_ONCE, n)))
             total += np.bincount(part, minlength=len(self.sizes))
@@ -213,44 +218,35 @@ class MixtureOrder:
         return [float(weight / sum(row)) for weight in row]
 
     @functools.cached_property
-    def _blocks(self) -> list[tuple[int, list[int]]]:
-        """Of each stage: the length of a block, and how many examples of each part it holds."""
-        found = []
-        for row in self.weights:
+    def _stages(self) -> list[_Stage]:
+        stages = []
+        before = [0] * len(self.sizes)
+        for row, start, stop in itertools.zip_longest(self.weights, self.starts, self.starts[1:]):
             shares = [weight / sum(row) for weight in row]
             length = max(_BLOCK, math.ceil(_RAREST / min(share for share in shares if share)))
             # Shares such as thirds are exact in a block of a length that can be divided so.
             whole = math.lcm(*(share.denominator for share in shares))
             if whole <= _LONGEST_BLOCK:
                 length = -(-length // whole) * whole
-            found.append((length, apportion(row, length)))
-        return found
+            blocks, rest = divmod(stop - start, length) if stop is not None else (-1, 0)
+            stage = _Stage(start, before, apportion(row, length), blocks, apportion(row, rest))
+            stages.append(stage)
+            before = [b + blocks * c + r for b, c, r in zip(before, stage.counts, stage.last_counts)]
+        return stages
 
-    @functools.cached_property
-    def _before(self) -> list[list[int]]:
-        """Of each stage: how many examples of each part the earlier ones hold."""
-        totals = [[0] * len(self.sizes)]
-        for stage in range(len(self.starts) - 1):
-            length, counts = self._blocks[stage]
-            whole, rest = divmod(self.starts[stage + 1] - self.starts[stage], length)
-            last = apportion(self.weights[stage], rest)
-            totals.append([t + whole * c + r for t, c, r in zip(totals[-1], counts, last)])
-        return totals
 
-    def _kinds(self, stage: int) -> list[tuple[int, list[int]]]:
-        """The kinds of blocks of a stage: length and counts."""
-        length, counts = self._blocks[stage]
-        kinds = [(length, counts)]
-        if stage + 1 < len(self.starts):
-            rest = (self.starts[stage + 1] - self.starts[stage]) % length
-            kinds += [(rest, apportion(self.weights[stage], rest))] if rest else []
-        return kinds
-
-    def _block_size(self, stage: int, block: np.ndarray) -> np.ndarray:
-        length, _ = self._blocks[stage]
-        if stage + 1 == len(self.starts):
-            return np.full_like(block, length)
-        return np.minimum(length, self.starts[stage + 1] - self.starts[stage] - block * length)
+@dataclass(frozen=True)
+class _Stage:
+    start: int
+    """Its first place in the stream."""
+    before: list[int]
+    """Examples of each part in earlier stages."""
+    counts: list[int]
+    """Examples of each part in a block."""
+    last_block: int
+    """Which block the next stage cuts short, if any; -1 in a stage without end."""
+    last_counts: list[int]
+    """Examples of each part in that one."""
 
 
 def apportion(weights: Sequence[Fraction], total: int) -> list[int]:
@@ -270,7 +266,7 @@ class MixedExamples:
         self.sizes = [len(examples) for examples in parts]
         self._parts = list(parts)
         self._first = np.cumsum([0, *self.sizes])
-        self._first_document = _document_offsets([part.store for part in mixture.parts])
+        self._first_document = _document_offsets(mixture.stores)
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -302,8 +298,13 @@ class MixedDatasets:
     """The prepared datasets of a mixture, opened."""
 
     config: MixtureConfig
+    """What is mixed."""
     folders: tuple[Path, ...]
+    """Where each dataset is."""
     manifests: tuple[Manifest, ...]
+    """What each dataset says of itself."""
+    tokenizer: Tokenizer
+    """The tokenizer of all."""
 
     @property
     def fingerprint(self) -> str:
@@ -352,7 +353,7 @@ def open_mixture(config: MixtureConfig) -> MixedDatasets:
             f"{folder} was prepared with tokenizer {manifest.tokenizer_fingerprint} and {folders[0]} with"
             f" {manifests[0].tokenizer_fingerprint}; a mixture needs one: prepare both with the same tokenizer",
         )
-    return MixedDatasets(config, folders, manifests)
+    return MixedDatasets(config, folders, manifests, load_tokenizer(folders[0] / TOKENIZER_FOLDER))
 
 
 def _document_offsets(stores: Sequence[TokenStore]) -> np.ndarray:

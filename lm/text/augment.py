@@ -10,7 +10,7 @@ characters or jieba's words. The operations that are listed are applied one afte
 - `split`: a sentence becomes two;
 - `typos`: a word with Latin letters gets one slip of the keyboard: a neighbouring, doubled, missing or transposed key.
 
-What a copy becomes is a function of (settings, document, key, number of the copy): no other state, nothing random.
+What a copy becomes is a function of (settings, document, key, number of the copy) and of nothing else.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import itertools
 import json
 import random
 import re
-import unicodedata
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lm.errors import UserError, check, require
+from lm.errors import UserError, check
+from lm.text.base import read_text
+from lm.text.segment import JiebaSegmenter
+from lm.text.sentences import Sentence, Sentences, is_unspaced
 
 Operation = Literal["replace", "delete", "swap", "splice", "split", "typos"]
 
@@ -37,7 +38,8 @@ VERSION = 1
 """Counted up when the same settings give other copies."""
 
 _ATTEMPTS = 8  # draws for one copy, until it differs from what is there
-_LONGEST = 4096  # characters of a sentence; text without a full stop is cut, so that memory stays bounded
+_SEAM = re.compile(r"[\s,;:，、；：—-]*+")  # between words where a sentence may be cut
+_COMMAS = ",;:)]”’"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ def check_augment_config(config: AugmentConfig) -> None:
             f"augment.table is {config.table!r}, which only replace uses; add replace to augment.operations",
         )
     if config.chinese == "words":
-        _import_jieba()
+        Sentences(words=True)
 
 
 def augment_fingerprint(config: AugmentConfig) -> dict[str, Any]:
@@ -103,7 +105,10 @@ def augment_fingerprint(config: AugmentConfig) -> dict[str, Any]:
     if config.table is not None:
         table = json.dumps(read_table(Path(config.table)), ensure_ascii=True)
         values["table"] = hashlib.blake2b(table.encode(), digest_size=16).hexdigest()
-    return {"version": VERSION, **values, "operations": list(config.operations)}
+    values["operations"] = list(config.operations)
+    if config.chinese == "words":
+        values["segmenter"] = JiebaSegmenter().settings()
+    return {"version": VERSION, **values}
 
 
 class Augmenter:
@@ -116,9 +121,9 @@ class Augmenter:
     def __init__(self, config: AugmentConfig):
         check_augment_config(config)
         self.config = config
-        self._sentences = _Sentences(words=config.chinese == "words")
+        self._sentences = Sentences(words=config.chinese == "words")
         operations: dict[Operation, Callable[[], _Operation]] = {
-            "replace": lambda: _Replace(self._sentences, read_table(Path(config.table or ""))),
+            "replace": lambda: _Replace(read_table(Path(config.table or ""))),
             "delete": lambda: _each(_delete),
             "swap": lambda: _each(_swap),
             "splice": lambda: _splice,
@@ -171,91 +176,13 @@ class _Chance:
         return min(int(self._random() * n), n - 1)
 
 
-_Sentence = tuple[str, str]  # what it says; its full stop and the white space behind
-_Operation = Callable[[Sequence[_Sentence], _Chance, "_Sentences"], list[_Sentence]]
-
-# Written without a space between words: Chinese characters, kana.
-_UNSPACED = "々〇\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_CLOSING = "\"')\\]”’」』）】》"
-# Every branch begins where a run begins and never backs up, so that a megabyte of dots takes linear time.
-_END = re.compile(rf"(?<![.!?])[.!?]++[{_CLOSING}]*+(?:\s++|\Z)|[。！？…]++[{_CLOSING}]*+\s*+|\n\s*+")
-_COMMAS = ",;:)]”’"
-_SEAM = re.compile(r"[\s,;:，、；：—-]*+")  # between words where a sentence may be cut
-
-
-@functools.cache
-def _word() -> str:
-    """A pattern of one word of a language that puts spaces: letters and digits with their combining marks."""
-    marks = [i for i in range(0x20000) if unicodedata.category(chr(i)) in ("Mn", "Mc")]
-    runs = [list(run) for _, run in itertools.groupby(enumerate(marks), lambda pair: pair[1] - pair[0])]
-    combining = "".join(f"{chr(run[0][1])}-{chr(run[-1][1])}" for run in runs)
-    letter = rf"[^\W_{_UNSPACED}]"
-    part = rf"{letter}(?:{letter}|[{combining}])*+"
-    return rf"{part}(?:['’.-]{part})*+"
-
-
-class _Sentences:
-    """Cuts documents into sentences and sentences into words; joined again, nothing is lost."""
-
-    def __init__(self, *, words: bool):
-        self._jieba = _make_jieba() if words else None
-        self._unit = re.compile(rf"([{_UNSPACED}]{'++' if words else ''}|{_word()})")
-
-    def of(self, text: str) -> list[_Sentence]:
-        """The sentences of a document; one without a single word belongs to its neighbour's end."""
-        sentences: list[_Sentence] = []
-        start = 0
-        for found in _END.finditer(text):
-            self._add(sentences, text[start : found.start()], found.group())
-            start = found.end()
-        self._add(sentences, text[start:], "")
-        return sentences
-
-    def _add(self, sentences: list[_Sentence], body: str, end: str) -> None:
-        while len(body) > _LONGEST:
-            cut = body.rfind(" ", 1, _LONGEST)
-            cut = _LONGEST if cut < 0 else cut
-            sentences.append((body[:cut], ""))
-            body = body[cut:]
-        if sentences and not self._unit.search(body):
-            before, its_end = sentences.pop()
-            sentences.append((before, its_end + body + end))
-        elif body or end:
-            sentences.append((body, end))
-
-    def parts(self, body: str) -> list[str]:
-        """A sentence as what stands between words at even places (empty where nothing does), words at odd places."""
-        parts = self._unit.split(body)
-        if self._jieba is None:
-            return parts
-        finer = parts[:1]
-        for unit, gap in zip(parts[1::2], parts[2::2], strict=True):
-            words = self._jieba(unit) if re.match(f"[{_UNSPACED}]", unit) else [unit]
-            for word in words:
-                finer += [word, ""]
-            finer[-1] = gap
-        return finer
-
-
-def _import_jieba() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about its patterns, whenever Python compiles it
-        return require("jieba", extra="text", need="augment.chinese 'words'")
-
-
-def _make_jieba() -> Callable[[str], list[str]]:
-    segmenter = _import_jieba().Tokenizer()
-    # As its `initialize` does, less the messages and the cache in a folder that anybody may write to.
-    segmenter.FREQ, segmenter.total = segmenter.gen_pfdict(segmenter.get_dict_file())
-    segmenter.initialized = True
-    cut: Callable[[str], list[str]] = segmenter.lcut
-    return cut
+_Operation = Callable[[Sequence[Sentence], _Chance, Sentences], list[Sentence]]
 
 
 def _each(alter: Callable[[list[str], _Chance], None]) -> _Operation:
     """An operation that alters the parts of one sentence at a time."""
 
-    def operation(sentences: Sequence[_Sentence], chance: _Chance, reader: _Sentences) -> list[_Sentence]:
+    def operation(sentences: Sequence[Sentence], chance: _Chance, reader: Sentences) -> list[Sentence]:
         altered = []
         for body, end in sentences:
             parts = reader.parts(body)
@@ -289,7 +216,7 @@ def _swap(parts: list[str], chance: _Chance) -> None:
             parts[2 * i + 1], parts[2 * j + 1] = parts[2 * j + 1], parts[2 * i + 1]
 
 
-def _splice(sentences: Sequence[_Sentence], chance: _Chance, reader: _Sentences) -> list[_Sentence]:
+def _splice(sentences: Sequence[Sentence], chance: _Chance, reader: Sentences) -> list[Sentence]:
     altered = list(sentences)
     for i, (body, end) in enumerate(sentences):
         if len(sentences) > 1 and chance.hit():
@@ -302,7 +229,7 @@ def _splice(sentences: Sequence[_Sentence], chance: _Chance, reader: _Sentences)
     return altered
 
 
-def _split(sentences: Sequence[_Sentence], chance: _Chance, reader: _Sentences) -> list[_Sentence]:
+def _split(sentences: Sequence[Sentence], chance: _Chance, reader: Sentences) -> list[Sentence]:
     altered = []
     for body, end in sentences:
         if not chance.hit():
@@ -315,7 +242,7 @@ def _split(sentences: Sequence[_Sentence], chance: _Chance, reader: _Sentences) 
             continue
         at = seams[chance.below(len(seams))]
         rest = "".join(parts[at + 1 :])
-        if re.match(f"[{_UNSPACED}]", parts[at - 1]):
+        if is_unspaced(parts[at - 1]):
             stop = "。"
         else:
             # As the text does it: tokenised text has a space before its full stops, and maybe no capitals.
@@ -340,7 +267,7 @@ def _typo(word: str, at: int, chance: _Chance) -> str:
         return word[:at] + letter + word[at:]
     if kind == 2 and len(word) > 1:
         return word[:at] + word[at + 1 :]
-    if kind == 3 and at + 1 < len(word):
+    if kind == 3 and at + 1 < len(word) and word[at + 1] != letter:
         return word[:at] + word[at + 1] + letter + word[at + 2 :]
     keys = _neighbours()[letter.lower()]
     key = keys[chance.below(len(keys))]
@@ -364,7 +291,7 @@ def _neighbours() -> dict[str, str]:
 class _Replace:
     """The operation `replace`: at each place the longest entry that covers whole words."""
 
-    def __init__(self, reader: _Sentences, table: Sequence[Sequence[str]]):
+    def __init__(self, table: Sequence[Sequence[str]]):
         others: dict[str, dict[str, None]] = {}  # dicts, as they keep the order of the table
         self._spelled: set[str] = set()
         for words in table:
@@ -377,13 +304,9 @@ class _Replace:
         lengths: dict[str, set[int]] = {}
         for word in self._others:
             lengths.setdefault(word[0], set()).add(len(word))
-            check(
-                not reader.parts(word)[0],
-                f"the table of augment.table has {word!r}; an entry must begin with a letter, a digit or a character",
-            )
         self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
 
-    def __call__(self, sentences: Sequence[_Sentence], chance: _Chance, reader: _Sentences) -> list[_Sentence]:
+    def __call__(self, sentences: Sequence[Sentence], chance: _Chance, reader: Sentences) -> list[Sentence]:
         return [(self._replace(body, reader.parts(body), chance), end) for body, end in sentences]
 
     def _replace(self, body: str, parts: list[str], chance: _Chance) -> str:
@@ -429,12 +352,7 @@ def read_table(path: Path) -> list[list[str]]:
     Raises:
       UserError: no such file, not UTF-8, not of the form, or a set of fewer than two words.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"augment.table {path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"augment.table {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    text = read_text(path, "augment.table")
     if path.suffix == ".json":
         sets = _json_sets(path, text)
     else:
@@ -446,6 +364,12 @@ def read_table(path: Path) -> list[list[str]]:
     check(sets, f"augment.table {path} is empty; write a set of interchangeable words on each line, separated by tabs")
     for where, words in sets:
         check(all(words), f"augment.table {path}, {where}: an empty word; remove it")
+        odd = [word for word in words if not word[0].isalnum()]
+        check(
+            not odd,
+            f"augment.table {path}, {where}: {odd[0] if odd else ''!r} begins with a mark; an entry begins with a"
+            " letter, a digit or a Chinese character",
+        )
         check(
             len({_lower(word) for word in words}) > 1,
             f"augment.table {path}, {where}: {words[0]!r} stands alone; a set has two or more words"
