@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lm.cli import main
 from lm.data.config import DataConfig
 from lm.data.manifest import FORMAT_VERSION, Manifest, SourceFile, SplitCounts, load_manifest, save_manifest
 from lm.data.prepare import prepare
@@ -347,13 +348,13 @@ def test_every_byte_of_a_byte_level_piece_is_known():
     """Against the table of the tokenizers package: all bytes of text come back."""
     import tokenizers
 
-    from lm.report.preparation import _spelled
+    from lm.report.pieces import spelled
 
     text = "".join(map(chr, range(33, 0x2FF))) + CHINESE
     (piece,) = [part for part, _ in tokenizers.pre_tokenizers.ByteLevel(False, use_regex=False).pre_tokenize_str(text)]
-    assert _spelled(piece, True) == text
+    assert spelled(piece, True) == text
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    assert sum(re.fullmatch("<0x[0-9A-F]{2}>", _spelled(char, True)) is not None for char in alphabet) == 128
+    assert sum(re.fullmatch("<0x[0-9A-F]{2}>", spelled(char, True)) is not None for char in alphabet) == 128
 
 
 def test_unknown_tokens_and_what_to_look_at_first(tmp_path: Path):
@@ -412,6 +413,28 @@ def test_a_damaged_or_locked_dataset_is_one_line(tmp_path: Path):
     (tmp_path / "report.json").unlink()
     with pytest.raises(UserError, match=r"no report without .*report\.json; delete"):
         preparation_report(tmp_path)
+
+
+def test_the_command_says_what_was_left_out_and_where_the_page_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("one line\n \nanother line\n", encoding="utf-8")
+    command = ["prepare", "--data.source", "text:corpus.txt", "--data.document", "line", "--data.root", "root"]
+    command += ["--data.name", "made", "--tokenizer.kind", "byte", "--data.validation-fraction", "0"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"│ empty +│ +1 │", out)
+    assert re.search(r"train +│ +2 │", out)
+    (path,) = Path("root").rglob("report.html")
+    assert f"report {path}" in out
+    # A folder that can't be written: the dataset serves all the same.
+    path.unlink()
+    path.mkdir()
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert re.search(r"train +│ +2 │", said.out)
+    assert re.fullmatch(r"lm: cannot write .*report\.html: .*; the dataset itself is whole\n", said.err)
 
 
 # The pieces of a page.
@@ -490,11 +513,11 @@ def test_text_stays_what_it_is():
 
 
 def test_excerpts_are_as_long_as_their_writers_cut_them():
-    from lm.report import preparation
+    from lm.report import examples
     from lm.text.report import change_example
 
     example = change_example("a" * 500, "b" * 500, hide=None, private=False)
-    assert len(example["before"]) == len(example["after"]) == preparation._CHANGE_CUT
+    assert len(example["before"]) == len(example["after"]) == examples._CHANGE_CUT
 
 
 # In a browser.
@@ -528,5 +551,5 @@ def browse(path: Path, folder: Path) -> tuple[str, str]:
     """The document as Chromium holds it, and what it logged."""
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
     options += [f"--user-data-dir={folder / 'profile'}", "--dump-dom", path.absolute().as_uri()]
-    done = subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=120, check=True)
     return done.stdout, done.stderr

@@ -190,6 +190,7 @@ def beside(left: tuple[object, object], right: tuple[object, object]) -> Html:
     return element("div", *figures, class_="beside")
 
 
-def fold(summary: object, *children: object, opened: bool = False) -> Html:
-    """Something that opens at a click on its summary."""
-    return element("details", element("summary", summary), *children, open=opened)
+def fold(title: str, about: str, *children: object, opened: bool = False) -> Html:
+    """Something that opens at a click on its title; `about` says beside it what is to be expected."""
+    summary = [element("strong", title), element("span", about, class_="aside") if about else None]
+    return element("details", element("summary", *summary), *children, open=opened)

@@ -11,11 +11,11 @@ from typing import Any
 from lm.data.manifest import TOKENIZER_FOLDER, Manifest, load_manifest
 from lm.data.prepare import REPORT_FILE
 from lm.errors import UserError, check
+from lm.report.examples import cleaning, duplicates, unreadable
 from lm.report.page import (
     Html,
     Section,
     bars,
-    beside,
     element,
     fold,
     join,
@@ -25,14 +25,11 @@ from lm.report.page import (
     size,
     table,
 )
-from lm.report.texts import Unit, differences, excerpt, shown
-from lm.text.clean import RULES
+from lm.report.pieces import byte_level, spelled
+from lm.report.texts import shown
 
 PAGE_FILE = "report.html"
 
-# How much of a text the examples of `lm.text.report` and of `lm.data.prepare` hold.
-_CHANGE_CUT = 80
-_DUPLICATE_CUT = 300
 _FILES = 50  # files listed of each source
 _FREQUENT = 20
 
@@ -57,7 +54,7 @@ def preparation_report(folder: Path) -> Path:
       UserError: if this is no whole dataset, or the folder can't be written.
     """
     manifest, content = load_manifest(folder), _read(folder / REPORT_FILE)
-    new = _page(manifest, content, _byte_level(folder / TOKENIZER_FOLDER)).encode("utf-8")
+    new = _page(manifest, content, byte_level(folder / TOKENIZER_FOLDER)).encode("utf-8")
     path = folder / PAGE_FILE
     temporary = path.with_name(f".{os.getpid()}-{PAGE_FILE}")
     try:
@@ -102,7 +99,7 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
-def _page(manifest: Manifest, content: dict[str, Any], byte_level: bool) -> str:
+def _page(manifest: Manifest, content: dict[str, Any], in_bytes: bool) -> str:
     splits = content["splits"]
     total = {name: sum(split[name] for split in splits.values()) for name in ("documents", "tokens", "bytes")}
     subtitle = [f"Dataset {manifest.fingerprint}"]
@@ -120,11 +117,11 @@ def _page(manifest: Manifest, content: dict[str, Any], byte_level: bool) -> str:
         _way(content),
         _splits(splits, total),
         _lengths(splits),
-        _unreadable(content["reading"]["skipped"]),
-        _cleaning(content["reading"]["clean"]),
-        _duplicates(content["duplicates"]),
+        unreadable(content["reading"]["skipped"]),
+        cleaning(content["reading"]["clean"]),
+        duplicates(content["duplicates"]),
         _ngrams(splits),
-        _tokenizer(manifest, content, byte_level),
+        _tokenizer(manifest, content, in_bytes),
         _origin(manifest),
     ]
     return page(
@@ -137,10 +134,6 @@ def _page(manifest: Manifest, content: dict[str, Any], byte_level: bool) -> str:
 
 def _ratio(a: float, b: float) -> str:
     return f"{a / b:.2f}" if b else "–"
-
-
-def _heading(title: str, about: str) -> Html:
-    return join([element("strong", title), element("span", about, class_="aside")])
 
 
 # The sections; None for one that has nothing to show.
@@ -273,145 +266,6 @@ def _bin(exponent: int) -> str:
     return f"{low:,} – {high:,}" if low < high else f"{low:,}"
 
 
-def _unreadable(skipped: dict[str, Any]) -> Section | None:
-    folds = [
-        fold(
-            _heading(reason, f"{role}: {number(count)}"),
-            element("ul", *(element("li", shown(example)) for example in found["examples"].get(reason, []))),
-            opened=True,
-        )
-        for role, found in skipped.items()
-        for reason, count in found["counts"].items()
-        if count
-    ]
-    if not folds:
-        return None
-    return Section(
-        name="unreadable",
-        title="What could not be read",
-        intro="Documents and files that were skipped, with the first few of each kind. Many of one kind mean that "
-        "the source is not in the form that the settings say.",
-        body=join(folds),
-    )
-
-
-def _cleaning(clean: dict[str, Any]) -> Section | None:
-    rules = clean["rules"]
-    if not rules:
-        return None
-    overview = table(
-        [
-            ("rule", "name"),
-            ("changed", "number"),
-            ("", "number"),
-            ("dropped", "number"),
-            ("", "number"),
-            ("documents seen", "number"),
-            ("characters in", "number"),
-            ("characters out", "number"),
-        ],
-        [
-            [
-                name,
-                number(rule["changed"]),
-                percent(rule["changed"], rule["seen"]) if rule["changed"] else "",
-                number(rule["dropped"]),
-                percent(rule["dropped"], rule["seen"]) if rule["dropped"] else "",
-                number(rule["seen"]),
-                number(rule["characters_in"]),
-                number(rule["characters_out"]),
-            ]
-            for name, rule in rules.items()
-        ],
-    )
-    count = {name: number(clean[name]) for name in ("documents", "kept", "changed", "characters_in", "characters_out")}
-    sums = (
-        f"{count['documents']} documents came, {count['kept']} were kept, {count['changed']} of these changed; "
-        f"{count['characters_in']} characters became {count['characters_out']}."
-    )
-    touched = {name: rule["changed"] + rule["dropped"] for name, rule in rules.items()}
-    most = max(touched.values())
-    folds = [_rule(name, rules[name], opened=times == most) for name, times in touched.items() if times]
-    intro = (
-        "What each rule did, in the order in which they ran. Read the examples of whatever dropped much: a rule that "
-        "drops good text costs more than the bad text it finds."
-    )
-    return Section(name="cleaning", title="Cleaning", intro=intro, body=join([element("p", sums), overview, *folds]))
-
-
-def _rule(name: str, rule: dict[str, Any], *, opened: bool) -> Html:
-    counts = [f"{number(rule[what])} {what}" for what in ("changed", "dropped") if rule[what]]
-    parts: list[Html] = []
-    if name in RULES:
-        parts.append(element("p", RULES[name].summary, class_="aside"))
-    masked = name in RULES and RULES[name].private
-    if masked and rule["changes"]:
-        hidden = "What came in is shown with x for letters and 0 for digits, so that nobody is named."
-        parts.append(element("p", hidden, class_="aside"))
-    for change in rule["changes"]:
-        unit: Unit = "mask" if masked else "character"
-        before, after = differences(change["before"], change["after"], by=unit, cut=_CHANGE_CUT)
-        parts.append(beside(("before", before), ("after", after)))
-    if rule["reasons"]:
-        ranked = sorted(rule["reasons"].items(), key=lambda item: (-item[1], item[0]))
-        parts.append(bars(("dropped because", "text"), [(shown(why), count) for why, count in ranked], rule["dropped"]))
-    for drop in rule["drops"]:
-        parts.append(
-            element(
-                "figure",
-                element("figcaption", "dropped: ", shown(drop["why"])),
-                excerpt(drop["text"], cut=_CHANGE_CUT),
-            )
-        )
-    return fold(_heading(name, ", ".join(counts)), *parts, opened=opened)
-
-
-def _duplicates(duplicates: dict[str, Any]) -> Section | None:
-    removed = {what: count for what, count in duplicates["removed"].items() if count}
-    if not removed and not duplicates["lines_removed"] and not duplicates["examples"]:
-        return None
-    parts: list[Html] = []
-    if removed:
-        parts.append(
-            table(
-                [("documents removed", "name"), ("count", "number")], [[what, number(n)] for what, n in removed.items()]
-            )
-        )
-    if duplicates["lines_removed"]:
-        lines = number(duplicates["lines_removed"])
-        parts.append(element("p", f"{lines} lines that stood in an earlier document were removed."))
-    if duplicates["across_splits"]:
-        found = table(
-            [("across splits", "text"), ("documents", "number")],
-            [[what, number(count)] for what, count in duplicates["across_splits"].items()],
-        )
-        parts += [found, element("p", "Of such a pair the document in the split that is measured on stays.")]
-    kinds: dict[str, list[Html]] = {}
-    for pair in duplicates["examples"]:
-        kinds.setdefault(pair["kind"], []).append(_pair(pair))
-    for i, (kind, pairs) in enumerate(kinds.items()):
-        parts.append(fold(_heading(f"{kind} duplicates", f"{len(pairs)} shown"), *pairs, opened=i == 0))
-    return Section(
-        name="duplicates",
-        title="Duplicates",
-        intro="Documents that say what another one says, the difference marked. Pairs that differ in what matters "
-        "mean that dedup.threshold is too low.",
-        body=join(parts),
-    )
-
-
-def _pair(pair: dict[str, str]) -> Html:
-    removed = join([f"removed from {pair['removed_split']}: ", shown(pair["removed_key"])])
-    kept = join([f"kept in {pair['kept_split']}: ", shown(pair["kept_key"])])
-    before, after = pair["removed_text"], pair["kept_text"]
-    if before == after:
-        lines = [element("div", line) for line in (removed, kept, "the same, as far as shown")]
-        caption = element("figcaption", *lines)
-        return element("figure", caption, excerpt(before, cut=_DUPLICATE_CUT))
-    left, right = differences(before, after, by="word", cut=_DUPLICATE_CUT)
-    return beside((removed, left), (kept, right))
-
-
 def _ngrams(splits: dict[str, Any]) -> Section | None:
     folds = []
     for i, (name, split) in enumerate(splits.items()):
@@ -422,8 +276,7 @@ def _ngrams(splits: dict[str, Any]) -> Section | None:
         ]
         if charts:
             about = f"counted in {number(split['sampled_characters'])} of {number(split['characters'])} characters"
-            summary = _heading(name, about)
-            folds.append(fold(summary, element("div", *charts, class_="grid"), opened=i == 0))
+            folds.append(fold(name, about, element("div", *charts, class_="grid"), opened=i == 0))
     if not folds:
         return None
     return Section(
@@ -435,7 +288,7 @@ def _ngrams(splits: dict[str, Any]) -> Section | None:
     )
 
 
-def _tokenizer(manifest: Manifest, content: dict[str, Any], byte_level: bool) -> Section:
+def _tokenizer(manifest: Manifest, content: dict[str, Any], in_bytes: bool) -> Section:
     splits = content["splits"]
     vocabulary = manifest.vocab_size
 
@@ -456,10 +309,10 @@ def _tokenizer(manifest: Manifest, content: dict[str, Any], byte_level: bool) ->
     parts = [table([("", "name"), *((name, "number") for name in splits)], rows)]
     frequent = splits["train"]["frequent_tokens"][:_FREQUENT]
     if frequent:
-        labels = [shown(_spelled(piece, byte_level)) for piece, _ in frequent]
+        labels = [shown(spelled(piece, in_bytes)) for piece, _ in frequent]
         counts = [count for _, count in frequent]
         chart = bars(("token", "text"), list(zip(labels, counts)), splits["train"]["tokens"])
-        parts.append(fold(element("strong", "most frequent tokens in train"), chart, opened=True))
+        parts.append(fold("most frequent tokens in train", "", chart, opened=True))
     kind = content["tokenizer"]["kind"]
     return Section(
         name="tokenizer",
@@ -469,32 +322,6 @@ def _tokenizer(manifest: Manifest, content: dict[str, Any], byte_level: bool) ->
         "text.",
         body=join(parts),
     )
-
-
-def _byte_level(folder: Path) -> bool:
-    """Whether the tokenizer spells its pieces in GPT-2's alphabet, in which every byte is a letter."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        return False
-    decoder = _read(path).get("decoder") or {}
-    return any(part.get("type") == "ByteLevel" for part in [decoder, *decoder.get("decoders", [])])
-
-
-_PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves in that alphabet
-_BYTES = {chr(byte): byte for byte in _PLAIN} | {
-    chr(256 + i): byte for i, byte in enumerate(sorted(set(range(256)) - set(_PLAIN)))
-}
-
-
-def _spelled(piece: str, byte_level: bool) -> str:
-    """A piece as a person reads it: bytes become text, or are listed where they are only a part of a character."""
-    if byte_level and all(char in _BYTES for char in piece):
-        raw = bytes(_BYTES[char] for char in piece)
-        try:
-            piece = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            return " ".join(f"<0x{byte:02X}>" for byte in raw)
-    return piece.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
 
 
 def _origin(manifest: Manifest) -> Section:
@@ -508,14 +335,14 @@ def _origin(manifest: Manifest) -> Section:
             caption=f"the first {_FILES} of {number(len(files))}" if len(files) > _FILES else None,
         )
         about = f"{number(len(files))} {files_word}, {number(total)} bytes"
-        parts.append(fold(_heading(role, about), listing))
+        parts.append(fold(role, about, listing))
     settings = [[name, shown(value)] for name, value in _flat(manifest.settings)]
-    parts.append(fold(element("strong", "settings"), table([("setting", "name"), ("value", "text")], settings)))
+    parts.append(fold("settings", "", table([("setting", "name"), ("value", "text")], settings)))
     if manifest.packages:
         versions = table(
             [("package", "name"), ("version", "text")], [[name, text] for name, text in manifest.packages.items()]
         )
-        parts.append(fold(element("strong", "packages"), versions))
+        parts.append(fold("packages", "", versions))
     return Section(
         name="origin",
         title="Where it comes from",
