@@ -1,10 +1,12 @@
 """`lm prepare`: text to a dataset, without training."""
 
 import dataclasses
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from lm import config as configs
 from lm.commands.exits import DONE
@@ -14,7 +16,11 @@ from lm.console import PreparationReporter
 from lm.data.config import DataConfig
 from lm.data.manifest import load_manifest
 from lm.data.prepare import prepare
+from lm.errors import UserError
+from lm.report import left_out, preparation_report
 from lm.text.tokenizer import TokenizerConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,5 +61,16 @@ def run(arguments: list[str]) -> int:
         ratio = f"{counts.tokens / counts.bytes:.3f}"
         table.add_row(split, f"{counts.documents:,}", f"{counts.tokens:,}", f"{counts.bytes:,}", ratio)
     console.print(table)
-    show(console, f"vocabulary {manifest.vocab_size:,}; {manifest.skipped_documents} empty documents skipped")
+    show(console, f"vocabulary {manifest.vocab_size:,}")
+    if reasons := left_out(folder):
+        table = Table(title="left out", title_justify="left")
+        table.add_column("why")
+        table.add_column("documents", justify="right")
+        for why, count in reasons:
+            table.add_row(Text(why), f"{count:,}")
+        console.print(table)
+    try:
+        show(console, f"report {preparation_report(folder)}")
+    except UserError as error:  # somebody else's folder, say: the dataset is as good without
+        log.warning("%s", error)
     return DONE
