@@ -27,12 +27,12 @@ from lm.text.dedup import (
     line_hashes,
     near_duplicates,
     repeated_lines,
-    shingles,
     signatures,
     similar,
     unique_pairs,
     without_lines,
 )
+from lm.text.shingles import shingles
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -194,6 +194,7 @@ def test_a_signature_depends_on_its_text_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("lm.text.dedup._CHUNK", 100)
     assert np.array_equal(together, signatures(texts, CONFIG))
     assert signatures([], CONFIG).shape == (0, CONFIG.permutations)
+    assert [len(array) for array in shingles([], 2)] == [0, 0]
     other = signatures(texts, DedupConfig(seed=1))
     assert (other == together).mean() < 0.01
 
