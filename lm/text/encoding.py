@@ -197,16 +197,17 @@ def _likeness(text: str, codec: str) -> float:
         return _latin_likeness(text)
     if codec in ("cp1251", "koi8_r"):
         return 0.8 * _cyrillic_likeness(text, len(chars))  # almost any byte is a letter there, so it takes more to tell
-    if codec.startswith("utf-16"):
+    pairs = codec in _PAIRS
+    if pairs:
         chars = list(text)  # a wrong byte order spoils plain letters too
     good = 0.0
     for char in chars:
         if char in _HAN or "\u3041" <= char <= "\u30fe" or char in _HANGUL:
             good += 1.0
-        elif (
-            "\t" <= char <= "\x7f" or "\u3000" <= char <= "\u3020" or "\uff01" <= char <= "\uff5e" or char in "“”‘’—…·"
-        ):
+        elif "\u3000" <= char <= "\u3020" or "\uff01" <= char <= "\uff5e" or char in "“”‘’—…·":
             good += 0.7
+        elif pairs and char < "\u0600":
+            good += 0.7 if char.isprintable() or char.isspace() else 0.0
         elif "\u4e00" <= char <= "\u9fff" or "\uac00" <= char <= "\ud7a3":
             good += 0.2
     return good / len(chars)

@@ -158,4 +158,6 @@ def _opencc_tables() -> tuple[dict[str, str], dict[int, str]]:
         dict(line.split("\t") for line in (folder / name).read_text(encoding="utf-8").splitlines() if line)
         for name in ("TSPhrases.txt", "TSCharacters.txt")
     )
-    return phrases, {ord(key): value for key, value in characters.items()}
+    # Of several possibilities the first is the usual one.
+    phrases = {key: value.split(" ")[0] for key, value in phrases.items()}
+    return phrases, {ord(key): value.split(" ")[0] for key, value in characters.items()}

@@ -4,7 +4,6 @@ The articles and what interrupts them are written for this purpose. `pages()` gi
 `TRAPS` are passages of an article that look like an interruption.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 ARTICLES = {
@@ -299,13 +298,14 @@ class Page:
     """The markup that does not belong; empty on a trap."""
 
 
-def pages(groups: tuple[str, ...] = ("interruptions", "traps")) -> Iterator[Page]:
-    """A page for everything in these groups, in both languages."""
-    for group in groups:
-        kinds, foreign = GROUPS[group]
-        for kind, snippets in kinds.items():
-            for language, snippet in zip(("en", "zh"), snippets):
-                yield _page(kind, language, snippet, foreign)
+def pages(*groups: str) -> list[Page]:
+    """A page for everything in these of `GROUPS`, in both languages."""
+    return [
+        _page(kind, language, snippet, foreign)
+        for kinds, foreign in map(GROUPS.__getitem__, groups)
+        for kind, snippets in kinds.items()
+        for language, snippet in zip(("en", "zh"), snippets)
+    ]
 
 
 def _page(kind: str, language: str, snippet: str, foreign: bool) -> Page:
