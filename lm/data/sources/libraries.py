@@ -8,7 +8,7 @@ from typing import Any
 
 from lm.data.config import DataConfig
 from lm.data.sources.base import BaseSource, Document, Part, listed, one_line
-from lm.data.sources.records import documents_of
+from lm.data.sources.records import document_of
 from lm.errors import UserError, check, require
 
 
@@ -48,7 +48,9 @@ class RecordSource(BaseSource):
         assert part.stop is not None
         for i in range(part.start, part.stop):
             self.progress(part.bytes * (i - part.start) // (part.stop - part.start))
-            yield from documents_of(self, self.record(i), f"{part.key}:{i}", f"{self.source} record {i}")
+            document = document_of(self, self.record(i), f"{part.key}:{i}", f"{self.source} record {i}")
+            if document is not None:
+                yield document
 
 
 class HuggingFace(RecordSource):

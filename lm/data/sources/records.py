@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,8 +22,8 @@ from lm.data.sources.base import (
 from lm.data.sources.files import FileSource
 
 
-def documents_of(source: BaseSource, record: Mapping[str, Any], key: str, where: str) -> Iterator[Document]:
-    """The document of a record, or none, once its problem is told.
+def document_of(source: BaseSource, record: Mapping[str, Any], key: str, where: str) -> Document | None:
+    """The document of a record; None, once its problem is told.
 
     Args:
       source: whose settings name the fields, and which is told of problems.
@@ -34,7 +35,7 @@ def documents_of(source: BaseSource, record: Mapping[str, Any], key: str, where:
     for name, setting in ((field, "data.field"), (group_field, "data.group_field")):
         if name is not None and name not in record:
             source.problem(NO_FIELD, f"{where} has no field {name!r}; it has {listed(record)}", f"set {setting}")
-            return
+            return None
     text = record[field]
     if isinstance(text, list) and all(isinstance(line, str) for line in text):
         text = "\n".join(text)
@@ -43,25 +44,23 @@ def documents_of(source: BaseSource, record: Mapping[str, Any], key: str, where:
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
             source.problem(UNDECODABLE, f"{where} is not UTF-8 at byte {error.start} of {field!r}", "set data.field")
-            return
+            return None
     if not isinstance(text, str):
         source.problem(NOT_TEXT, f"{where}: field {field!r} holds {kind(text)}, not text", "set data.field")
-        return
+        return None
     limit = source.config.max_document_bytes
     if len(text) > limit or (4 * len(text) > limit and len(text.encode("utf-8", "surrogatepass")) > limit):
         source.problem(*source.too_large(where))
-        return
+        return None
     group = None if group_field is None else record[group_field]
     if isinstance(group, bytes):
         group = group.decode("utf-8", "backslashreplace")
     if isinstance(group, list | dict):
-        source.problem(
-            NOT_TEXT,
-            f"{where}: field {group_field!r} holds {kind(group)}, not one value",
-            "set data.group_field",
-        )
-        return
-    yield Document(key, text, None if group is None else str(group))
+        found = f"{where}: field {group_field!r} holds {kind(group)}, not one value"
+        source.problem(NOT_TEXT, found, "set data.group_field")
+        return None
+    # Half a surrogate pair in a name becomes "?".
+    return Document(key, text, None if group is None else str(group).encode("utf-8", "replace").decode("utf-8"))
 
 
 class JsonLines(FileSource):
@@ -81,7 +80,9 @@ class JsonLines(FileSource):
                 except (ValueError, RecursionError) as error:
                     self.problem(BROKEN_JSON, f"{where} is not valid JSON ({one_line(error)})", "mend the line")
                     continue
-                yield from json_documents(self, record, f"{part.key}:{line.number}", where)
+                document = json_document(self, record, f"{part.key}:{line.number}", where)
+                if document is not None:
+                    yield document
 
 
 class JsonLists(FileSource):
@@ -104,15 +105,22 @@ class JsonLists(FileSource):
             return
         del text
         for number, record in enumerate(records, 1):
-            yield from json_documents(self, record, f"{part.key}:{number}", f"{part.path}:{number}")
+            document = json_document(self, record, f"{part.key}:{number}", f"{part.path}:{number}")
+            if document is not None:
+                yield document
 
 
-def json_documents(source: BaseSource, record: Any, key: str, where: str) -> Iterator[Document]:
-    """`documents_of` something that JSON was parsed to."""
+def json_document(source: BaseSource, record: Any, key: str, where: str) -> Document | None:
+    """`document_of` something that JSON was parsed to."""
     if not isinstance(record, dict):
         source.problem(BROKEN_JSON, f"{where} is not a JSON object but {kind(record)}", "give one object a document")
-        return
-    for document in documents_of(source, record, key, where):
-        # JSON can spell half of a surrogate pair, which no encoding can write down; it becomes U+FFFD.
-        text = document.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        yield Document(document.key, text, document.group)
+        return None
+    document = document_of(source, record, key, where)
+    if document is not None:
+        try:
+            document.text.encode("utf-8")
+        except UnicodeEncodeError:
+            # JSON can spell half of a surrogate pair, which no encoding can write down; it becomes U+FFFD.
+            text = document.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return dataclasses.replace(document, text=text)
+    return document

@@ -23,7 +23,7 @@ from lm.data.sources.base import (
     unreadable,
 )
 from lm.data.sources.files import FileSource, Line, without_line_end
-from lm.data.sources.records import documents_of
+from lm.data.sources.records import document_of
 from lm.errors import require
 
 _BATCH_ROWS = 256
@@ -53,7 +53,9 @@ class _Rows(FileSource):
                 self.problem(*problem)
                 continue
             record = dict(zip(names if names is not None else map(str, range(len(values))), values))
-            yield from documents_of(self, record, f"{part.key}:{number}", where)
+            document = document_of(self, record, f"{part.key}:{number}", where)
+            if document is not None:
+                yield document
 
     def _names(self, part: Part, encoding: str) -> list[str] | None:
         """The names of a file's columns; None, once its problem is told, where they do not serve."""
@@ -230,7 +232,9 @@ class Parquet(BaseSource):
                 rows = sum(file.metadata.row_group(i).num_rows for i in row_groups)
                 for batch in file.iter_batches(_BATCH_ROWS, row_groups, columns=fields):
                     for record in batch.to_pylist():
-                        yield from documents_of(self, record, f"{part.key}:{number}", f"{path}:{number}")
+                        document = document_of(self, record, f"{part.key}:{number}", f"{path}:{number}")
+                        if document is not None:
+                            yield document
                         number += 1
                     self.progress(part.bytes * (number - part.first) // max(rows, 1))
         except (OSError, pa.ArrowException) as error:
