@@ -248,12 +248,12 @@ def near_duplicates(texts: Sequence[str], config: DedupConfig, ranks: np.ndarray
     """
     rows = signatures(texts, config)
     keys = band_keys(rows, config)
-    ordinals = np.arange(len(texts))
-    pairs = unique_pairs(
-        np.concatenate([candidate_pairs(keys[:, band], ordinals, config.bucket_window) for band in range(config.bands)])
-    )
+    places = np.arange(len(texts))
+    order = places if ranks is None else np.lexsort((ranks,))  # buckets are walked in the order of ranks
+    bands = [candidate_pairs(keys[order, band], places, config.bucket_window) for band in range(config.bands)]
+    pairs = order[unique_pairs(np.concatenate(bands))]
     first = first_of_cluster(len(texts), pairs[similar(rows, pairs, config)], ranks)
-    return np.where(first == ordinals, -1, first)
+    return np.where(first == places, -1, first)
 
 
 # Lines.
