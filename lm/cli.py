@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "loss, perplexity and bits per byte of a run",
     "generate": "continue prompts with a trained run",
     "prepare": "turn text into a dataset, without training",
+    "tokenizer": "train, compare or look at tokenizers",
     "doctor": "versions, devices, memory, disk: can this machine run it?",
 }
 

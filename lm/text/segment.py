@@ -11,6 +11,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,8 @@ class MaxMatch(Segmenter):
         self._blocks = re.compile(rf"[{block}]+|[^{block}]")
         self._break = re.compile(rf"[^{block}]")
         # The lengths of the words that begin (end) with two characters, longest first: most places have no entry.
-        self._beginning = _lengths(self._words, lambda word: word[:2])
-        self._ending = _lengths(self._words, lambda word: word[-2:])
+        self._beginning = _lengths(self._words, lambda word: word[:2]) if direction != "backward" else {}
+        self._ending = _lengths(self._words, lambda word: word[-2:]) if direction != "forward" else {}
 
     def words(self, text: str) -> list[str]:
         """See `Segmenter`."""
@@ -196,7 +197,7 @@ def read_user_words(path: Path) -> dict[str, int | None]:
     for fields in _fields(path, "tokenizer.user_words"):
         check(
             fields[1:2] != ["0"],
-            f"tokenizer.user_words {path}: {fields[0]!r} has the count 0; raise it or leave it out",
+            f"tokenizer.user_words {path} gives {fields[0]!r} the count 0; raise it or leave the word out",
         )
         words[fields[0]] = int(fields[1]) if len(fields) > 1 and fields[1].isdecimal() else None
     return words
@@ -268,8 +269,9 @@ def _jieba() -> Any:
         return require("jieba", extra="text", need="segmenting Chinese with jieba")
 
 
-def _jieba_dictionary() -> tuple[dict[str, int], int]:
-    """Frequencies of jieba's words and of their beginnings (0), and the sum of them.
+@cache
+def _jieba_dictionary() -> tuple[Mapping[str, int], int]:
+    """Frequencies of jieba's words and of their beginnings (0), and the sum of them; kept, for reading takes a second.
 
     Read from its text, not by `jieba.initialize`: that logs, and keeps a cache in the folder for temporary files,
     where anyone can put another.
@@ -281,7 +283,8 @@ def _jieba_dictionary() -> tuple[dict[str, int], int]:
 
 def _jieba_cut(user_words: Mapping[str, int | None]) -> Callable[..., Iterator[str]]:
     made = _jieba().Tokenizer()
-    made.FREQ, made.total = _jieba_dictionary()
+    known, made.total = _jieba_dictionary()
+    made.FREQ = {**known} if user_words else known  # nothing else writes to it
     made.initialized = True
     for word, count in user_words.items():
         made.add_word(word, count)
