@@ -1,5 +1,6 @@
 """The page of a preparation says what the JSON says, and text from a corpus stays text on it."""
 
+import errno
 import html
 import json
 import re
@@ -403,7 +404,6 @@ def test_a_damaged_or_locked_dataset_is_one_line(tmp_path: Path):
     (tmp_path / "report.html").mkdir()
     with pytest.raises(UserError, match=r"^cannot write .*report\.html: .*; the dataset itself is whole$"):
         preparation_report(tmp_path)
-    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
     (tmp_path / "report.json").write_text("[]")
     with pytest.raises(UserError, match="no JSON object"):
         preparation_report(tmp_path)
@@ -435,6 +435,19 @@ def test_the_command_says_what_was_left_out_and_where_the_page_is(
     said = capsys.readouterr()
     assert re.search(r"train +│ +2 │", said.out)
     assert re.fullmatch(r"lm: cannot write .*report\.html: .*; the dataset itself is whole\n", said.err)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    dataset(tmp_path, content(), manifest())
+    before = sorted(tmp_path.iterdir())
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UserError, match=r"report\.html: No space left on device; the dataset itself is whole$"):
+        preparation_report(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 # The pieces of a page.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -62,6 +63,8 @@ def preparation_report(folder: Path) -> Path:
             temporary.write_bytes(new)
             temporary.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}; the dataset itself is whole") from error
     return path
 
