@@ -34,7 +34,7 @@ from lm.errors import check
 from lm.text.shingles import condense, hash_text, mix, shingles, stream, width
 
 _CHUNK = 1 << 18  # characters worked on at once: the arrays of a chunk stay in the cache
-_PAIRS = 1 << 14  # pairs compared at once
+_ROWS = 1 << 10  # signatures or pairs worked on at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +151,14 @@ def band_keys(signatures: np.ndarray, config: DedupConfig) -> np.ndarray:
       uint64 [n, bands].
     """
     n, permutations = signatures.shape
-    parts = signatures.reshape(n, config.bands, permutations // config.bands)
     keys = np.zeros((n, config.bands), np.uint64)
-    for i, factor in enumerate(mix(stream(1, parts.shape[2]))):
-        keys += parts[:, :, i] * factor
-    return mix(keys)
+    factors = mix(stream(1, permutations // config.bands))
+    for i in range(0, n, _ROWS):  # a few rows at a time: their numbers stay in the cache
+        parts = signatures[i : i + _ROWS].reshape(-1, config.bands, len(factors))
+        for j, factor in enumerate(factors):
+            keys[i : i + _ROWS] += parts[:, :, j] * factor
+        keys[i : i + _ROWS] = mix(keys[i : i + _ROWS])
+    return keys
 
 
 def candidate_pairs(keys: np.ndarray, ordinals: np.ndarray, window: int) -> np.ndarray:
@@ -208,9 +211,9 @@ def similar(signatures: np.ndarray, pairs: np.ndarray, config: DedupConfig) -> n
     """
     least = int(np.ceil(config.threshold * signatures.shape[1] - 1e-9))
     result = np.empty(len(pairs), bool)
-    for i in range(0, len(pairs), _PAIRS):
-        left, right = pairs[i : i + _PAIRS].T
-        result[i : i + _PAIRS] = np.count_nonzero(signatures[left] == signatures[right], axis=1) >= least
+    for i in range(0, len(pairs), _ROWS):
+        left, right = pairs[i : i + _ROWS].T
+        result[i : i + _ROWS] = np.count_nonzero(signatures[left] == signatures[right], axis=1) >= least
     return result
 
 
