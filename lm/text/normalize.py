@@ -126,24 +126,26 @@ def whitespace(*, keep_indentation: bool) -> Callable[[str], str]:
 
 
 def _normal_form(form: Literal["NFC", "NFKC"]) -> Callable[[str], str]:
-    long_run = _long_run()
+    combining, long_run = _combining()
 
     def rule(text: str) -> str:
         if text.isascii():
             return text
         # Sorting a run of combining characters takes the square of its length, so that runs are first broken as in
         # Unicode's stream-safe text format (UAX #15): a grapheme joiner after every 30. No language comes near that.
-        text = long_run.sub(lambda match: match[0] + _JOINER, text)
+        # Looking at every 30th character is enough to know that there is none.
+        if combining.search(text[::_LONG_RUN]):
+            text = long_run.sub(lambda match: match[0] + _JOINER, text)
         return text if unicodedata.is_normalized(form, text) else unicodedata.normalize(form, text)
 
     return rule
 
 
 @cache
-def _long_run() -> re.Pattern[str]:
-    """So many combining characters, with one more to follow."""
-    combining = "".join(chr(code) for code in range(0x20000) if unicodedata.combining(chr(code)))
-    return re.compile(f"[{combining}]{{{_LONG_RUN}}}(?=[{combining}])")
+def _combining() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """A combining character; and as many of them as may follow each other, with one more to come."""
+    chars = "".join(chr(code) for code in range(0x20000) if unicodedata.combining(chr(code)))
+    return re.compile(f"[{chars}]"), re.compile(f"[{chars}]{{{_LONG_RUN}}}(?=[{chars}])")
 
 
 @cache

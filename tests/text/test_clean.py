@@ -1,4 +1,4 @@
-"""Cleaning as a whole: settings that cannot be meant, the report's arithmetic, any text, work in proportion to length."""
+"""Cleaning as a whole: settings that cannot be meant, the report, any text, work in proportion to length."""
 
 import json
 import pickle

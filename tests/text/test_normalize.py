@@ -57,6 +57,9 @@ def test_long_runs_of_combining_characters_are_broken_up():
     result = RULES["nfc"](text)
     assert result.replace("\u034f", "") != ""
     assert max(len(run) for run in result[1:].split("\u034f")) <= 30
+    for start in range(35):  # wherever it begins
+        text = "x" * start + "\u0316\u0301" * 16
+        assert "\u034f" in RULES["nfc"](text)
     thirty = "a" + "\u0301" * 30
     assert RULES["nfc"](thirty) == unicodedata.normalize("NFC", thirty)
 
