@@ -22,6 +22,9 @@ from lm.models.transformer import ModelConfig
 from lm.optim import OptimConfig
 from lm.sharding import MeshConfig
 from lm.tasks.causal_lm import CausalLM
+from lm.text.augment import AugmentConfig
+from lm.text.clean import CleanConfig
+from lm.text.dedup import DedupConfig
 from lm.text.tokenizer import TokenizerConfig
 from lm.train import TrainConfig
 
@@ -36,6 +39,12 @@ class Experiment:
     """The network."""
     data: DataConfig = field(default_factory=DataConfig)
     """The text and how it is read."""
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    """The rules every document goes through before anything else."""
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    """Which duplicates are removed."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Altered copies of training documents."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """How text becomes ids."""
     task: CausalLM = field(default_factory=CausalLM)

@@ -222,7 +222,15 @@ def _prepared(experiment: Experiment, progress: Progress | None) -> Iterator[Dat
             progress(phase, done, total)
 
     # A corpus too short to train on is refused before a dataset of it is left behind.
-    folder = prepare(data, experiment.tokenizer, told, min_tokens=data.seq_len + 1)
+    folder = prepare(
+        data,
+        experiment.tokenizer,
+        told,
+        clean=experiment.clean,
+        dedup=experiment.dedup,
+        augment=experiment.augment,
+        min_tokens=data.seq_len + 1,
+    )
     try:
         yield Dataset.open(folder)
     except UserError:

@@ -4,7 +4,9 @@ import dataclasses
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from rich.table import Table
 from rich.text import Text
 
@@ -16,8 +18,12 @@ from lm.console import PreparationReporter
 from lm.data.config import DataConfig
 from lm.data.manifest import load_manifest
 from lm.data.prepare import prepare
+from lm.data.runners import RunnerConfig
 from lm.errors import UserError
 from lm.report import left_out, preparation_report
+from lm.text.augment import AugmentConfig
+from lm.text.clean import CleanConfig
+from lm.text.dedup import DedupConfig
 from lm.text.tokenizer import TokenizerConfig
 
 log = logging.getLogger(__name__)
@@ -29,13 +35,23 @@ class PrepareArguments:
 
     data: DataConfig = field(default_factory=DataConfig)
     """The text and how it is read."""
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    """The rules every document goes through before anything else."""
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    """Which duplicates are removed."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Altered copies of training documents."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """How text becomes ids."""
+
+    where: Annotated[RunnerConfig, tyro.conf.arg(name="")] = field(default_factory=RunnerConfig)
+    """Where the work is done."""
 
     @classmethod
     def of(cls, experiment: Experiment) -> "PrepareArguments":
         """The sections of an experiment that stand here too."""
-        return cls(**{section.name: getattr(experiment, section.name) for section in dataclasses.fields(cls)})
+        there = {section.name for section in dataclasses.fields(experiment)}
+        return cls(**{name: getattr(experiment, name) for name in there & {f.name for f in dataclasses.fields(cls)}})
 
 
 def run(arguments: list[str]) -> int:
@@ -50,7 +66,15 @@ def run(arguments: list[str]) -> int:
     console = open_console()
     progress = PreparationReporter(console)
     try:
-        folder = prepare(asked.data, asked.tokenizer, progress)
+        folder = prepare(
+            asked.data,
+            asked.tokenizer,
+            progress,
+            clean=asked.clean,
+            dedup=asked.dedup,
+            augment=asked.augment,
+            runner=asked.where,
+        )
     finally:
         progress.close()
     manifest = load_manifest(folder)

@@ -587,7 +587,7 @@ def _split_report(
     statistics = Statistics.merged(part for part, _ in parts)
     token_counts = np.sum([count for _, count in parts], axis=0)
     frequent = np.argsort(-token_counts, kind="stable")[:20]
-    unknown = None if getattr(tokenizer, "unk_id", None) is None else int(token_counts[tokenizer.unk_id])
+    unknown = None if tokenizer.unk_id is None else int(token_counts[tokenizer.unk_id])
     return {
         **dataclasses.asdict(counts),
         "characters": statistics.characters,
