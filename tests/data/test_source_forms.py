@@ -155,6 +155,15 @@ def test_a_file_is_cut_in_the_encoding_that_is_found_out(tmp_path: Path):
     assert [d.text for unit in units for d in opened.read(unit)] == text.splitlines()
 
 
+def test_long_utf8_is_found_out_whatever_character_a_sample_ends_in(tmp_path: Path):
+    for end in (b"", "é".encode("latin-1")):
+        content = ("的" * 1_200_000).encode() + end
+        (tmp_path / "t.txt").write_bytes(content)
+        opened = open_source(f"text:{tmp_path}/t.txt", DataConfig(encoding="auto", on_error="skip"))
+        found = [document.text for document in opened.documents()]
+        assert found == ([] if end else [content.decode()])
+
+
 def test_what_shapes_a_form():
     old = DataConfig(document="line", field="body")
     assert shaping("text:x", old) == {"document": "line"}

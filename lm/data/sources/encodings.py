@@ -11,6 +11,7 @@ from lm.text.encoding import decode, looks_binary
 HEAD_BYTES = 1 << 13
 
 _SAMPLE = 1 << 20
+_CONTEXT = 1 << 14
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE begins like UTF-16-LE
 
 
@@ -50,7 +51,7 @@ def find_encoding(head: bytes, file: BinaryIO) -> str:
       file: the rest.
 
     Returns:
-      UTF-8 if all of it is, otherwise what its first mebibyte, or that around its first byte beyond UTF-8, looks like.
+      UTF-8 if all of it is, otherwise what it looks like in its first mebibyte, or where it stops being UTF-8.
     """
     sample = head + file.read(_SAMPLE - len(head))
     if not _is_utf8(sample):
@@ -59,11 +60,13 @@ def find_encoding(head: bytes, file: BinaryIO) -> str:
     found = _likeliest(sample[: len(sample) - len(tail)])
     if found != "utf-8":
         return found
+    before = sample[-_CONTEXT:]  # a few bytes that are not UTF-8 after much that is are damage
     while block := file.read(_SAMPLE):
         if not _is_utf8(tail + block):
-            return _likeliest(tail + block)
+            return _likeliest(before + block)
         tail = _incomplete(tail + block)
-    return _likeliest(tail) if tail else "utf-8"
+        before = block[-_CONTEXT:]
+    return _likeliest(before) if tail else "utf-8"
 
 
 def _likeliest(sample: bytes) -> str:
