@@ -27,7 +27,7 @@ _DECLARED = re.compile(
 _LEAST_LIKENESS = 0.4  # of UTF-16; text has 0.6 and more, bytes at random 0.1
 _MOST_DAMAGE = 0.01  # more undecodable characters than this among those beyond ASCII: it is another encoding
 
-# The 360 most frequent characters of modern Chinese (Jun Da's list), those that differ also in traditional form.
+# About 340 of the most frequent characters of modern Chinese, and the traditional forms of those that have one.
 _HAN = frozenset(
     "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里用道行所然家种事"
     "成方多经么去法学如都同现当没动面起看定天分还进好小部其些主样理心她本前开但因只从想实日军者意无力它与长把机十民第公此"
