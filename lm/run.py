@@ -22,6 +22,7 @@ from lm.checkpoint import Checkpoints
 from lm.config import Experiment
 from lm.data import loader
 from lm.data.manifest import TOKENIZER_FOLDER, Manifest, load_manifest
+from lm.data.mixture import MixedDatasets, Mixture, open_mixture
 from lm.data.prepare import Progress, prepare
 from lm.data.store import DatasetStore
 from lm.errors import UserError, check
@@ -61,6 +62,21 @@ class Dataset:
     manifest: Manifest
     tokenizer: Tokenizer
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where it is; a mixture is in several."""
+        return (self.folder,)
+
+    @property
+    def fingerprint(self) -> str:
+        """What it holds, in hex."""
+        return self.manifest.fingerprint
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits it has."""
+        return tuple(self.manifest.splits)
+
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
         """Opens what `lm.data.prepare` made."""
@@ -82,6 +98,10 @@ class Dataset:
         return counts.tokens / counts.bytes
 
 
+AnyDataset = Dataset | MixedDatasets
+"""What a run can be trained on."""
+
+
 def check_experiment(experiment: Experiment) -> Mesh:
     """Everything that can be told wrong before text is read or a file is written; returns the mesh."""
     mesh = make_mesh(experiment.mesh)
@@ -91,14 +111,16 @@ def check_experiment(experiment: Experiment) -> Mesh:
         data.seq_len <= model.max_len,
         f"data.seq_len {data.seq_len} is longer than model.max_len {model.max_len}; raise one or lower the other",
     )
-    check(
-        experiment.train.patience is None or data.validation_source is not None or data.validation_fraction > 0,
-        "train.patience needs a validation split; set data.validation_fraction or data.validation_source",
-    )
-    check(data.workers >= 0, f"data.workers is {data.workers}; it must be 0 (threads) or more")
-    check(data.prefetch >= 1, f"data.prefetch is {data.prefetch}; it must be at least 1")
-    check_tokenizer_config(tokenizer)
-    ids = tokenizer.vocab_size if is_trained(tokenizer) else train_tokenizer(tokenizer, ()).vocab_size
+    loader.check_loader_config(data)
+    if data.mixture.datasets:
+        ids = open_mixture(data.mixture).tokenizer.vocab_size
+    else:
+        check(
+            experiment.train.patience is None or data.validation_source is not None or data.validation_fraction > 0,
+            "train.patience needs a validation split; set data.validation_fraction or data.validation_source",
+        )
+        check_tokenizer_config(tokenizer)
+        ids = tokenizer.vocab_size if is_trained(tokenizer) else train_tokenizer(tokenizer, ()).vocab_size
     settled = model.with_vocabulary(ids)
     params, _ = abstract_params(Transformer(settled), mesh)
     train = experiment.train
@@ -205,13 +227,16 @@ def load_experiment(run: RunDirectory) -> Experiment:
 
 
 @contextlib.contextmanager
-def _prepared(experiment: Experiment, progress: Progress | None) -> Iterator[Dataset]:
-    """The dataset of an experiment, prepared if it is not there.
+def _prepared(experiment: Experiment, progress: Progress | None) -> Iterator[AnyDataset]:
+    """The dataset of an experiment, prepared if it is not there; those of a mixture must be there.
 
     One that this call made is removed again if the body finds a mistake that could not be told without it: a mistake
     leaves nothing behind.
     """
     data = experiment.data
+    if data.mixture.datasets:
+        yield open_mixture(data.mixture)
+        return
     home = Path(data.root).expanduser() / data.name
     before, missing = set(home.glob("*/*")), [path for path in (home, *home.parents) if not path.exists()]
     phases = set()
@@ -251,19 +276,28 @@ def _remove(folder: Path, parents: list[Path]) -> None:
             path.rmdir()
 
 
-def _described(dataset: Dataset) -> dict[str, str]:
+def _described(dataset: AnyDataset) -> dict[str, Any]:
     """What `dataset.json` says."""
-    return {"folder": str(dataset.folder.absolute()), "fingerprint": dataset.manifest.fingerprint}
+    folders = [str(folder.absolute()) for folder in dataset.folders]
+    return {"folder": folders[0], "folders": folders, "fingerprint": dataset.fingerprint}
 
 
 def _dataset_of(
     run: RunDirectory, experiment: Experiment, progress: Progress | None, *, elsewhere: bool = False
-) -> Dataset:
+) -> AnyDataset:
     """The dataset a run was started with, from its folder, from below `data.root`, or prepared again.
 
     With `elsewhere`, `data.root` has been changed and its old folder does not count.
     """
     recorded = run.read("dataset.json", "folder", "fingerprint")
+    if experiment.data.mixture.datasets:
+        mixed = open_mixture(experiment.data.mixture)
+        check(
+            mixed.fingerprint == recorded["fingerprint"],
+            f"the run was started with the mixture {recorded['fingerprint']}, but its datasets now make"
+            f" {mixed.fingerprint}; restore them or start a new run",
+        )
+        return mixed
     old = Path(recorded["folder"])
     below_root = Path(experiment.data.root).expanduser() / experiment.data.name / recorded["fingerprint"] / old.name
     wanted = below_root if elsewhere else old
@@ -276,14 +310,14 @@ def _dataset_of(
                 f" {dataset.manifest.fingerprint}; restore it or start a new run",
             )
             return dataset
-    with _prepared(experiment, progress) as dataset:
+    with _prepared(experiment, progress) as prepared:
         check(
-            dataset.manifest.fingerprint == recorded["fingerprint"],
+            prepared.fingerprint == recorded["fingerprint"],
             f"the run was started with dataset {recorded['fingerprint']}, which is not in {wanted},"
-            f" and preparing it again gives {dataset.manifest.fingerprint}: the source text has changed; restore it or"
+            f" and preparing it again gives {prepared.fingerprint}: the source text has changed; restore it or"
             " start a new run",
         )
-    return dataset
+    return prepared
 
 
 @dataclass(frozen=True)
@@ -291,14 +325,14 @@ class _Parts:
     """What `fit` needs, built from settings and a dataset."""
 
     experiment: Experiment
-    dataset: Dataset
+    dataset: AnyDataset
     model: Transformer
     program: Program
     feed: Feed
     total_steps: int
 
     @classmethod
-    def build(cls, experiment: Experiment, dataset: Dataset, mesh: Mesh) -> "_Parts":
+    def build(cls, experiment: Experiment, dataset: AnyDataset, mesh: Mesh) -> "_Parts":
         data, train = experiment.data, experiment.train
         tokenizer = dataset.tokenizer
         store = dataset.store("train")
@@ -327,7 +361,7 @@ class _Parts:
             documents=lambda step: documents(step=step),
             seq_len=data.seq_len,
         )
-        if "validation" in dataset.manifest.splits:
+        if "validation" in dataset.splits:
             batches, n_batches = split_batches(dataset, experiment, "validation", train.batch_size, train.eval_batches)
             feed = dataclasses.replace(
                 feed,
@@ -341,7 +375,7 @@ class _Parts:
 
 
 def split_batches(
-    dataset: Dataset, experiment: Experiment, split: str, batch_size: int, max_batches: int | None
+    dataset: AnyDataset, experiment: Experiment, split: str, batch_size: int, max_batches: int | None
 ) -> tuple[Callable[[], Any], int]:
     """A function that starts over with the batches of a split, each example once, and how many there are."""
     store = dataset.store(split)
@@ -385,6 +419,13 @@ def _fit(run: RunDirectory, parts: _Parts, reporter: Reporter, stop_at: int | No
         logger.removeHandler(handler)
         handler.close()
     run.set_status(outcome.state, step=outcome.step, reason=outcome.reason)
+    if isinstance(parts.dataset, MixedDatasets):
+        data, batch_size = parts.experiment.data, parts.experiment.train.batch_size
+        store = parts.dataset.store("train")
+        seen = loader.epochs_seen(store, data, batch_size=batch_size, step=outcome.step)
+        run.write("epochs.json", {"step": outcome.step, "epochs": seen})
+        for name, epochs in seen.items():
+            reporter.message(f"{epochs:.2f} epochs of {name}")
     return outcome
 
 
@@ -497,13 +538,13 @@ def evaluate_run(
     return report
 
 
-def split_text(dataset: Dataset, split: str) -> Iterator[bytes]:
+def split_text(dataset: AnyDataset, split: str) -> Iterator[bytes]:
     """The text of each document of a split, as its tokens spell it, in UTF-8."""
-    store = dataset.store(split)
-    offsets = store.document_offsets
-    for start, stop in itertools.pairwise(offsets):
-        ids = store.read(int(start), int(stop) - 1)
-        yield dataset.tokenizer.decode(ids.tolist()).encode()
+    opened = dataset.store(split)
+    for store in opened.stores if isinstance(opened, Mixture) else [opened]:
+        for start, stop in itertools.pairwise(store.document_offsets):
+            ids = store.read(int(start), int(stop) - 1)
+            yield dataset.tokenizer.decode(ids.tolist()).encode()
 
 
 def inference_mesh() -> Mesh:

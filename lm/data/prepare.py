@@ -186,6 +186,10 @@ def _check_settings(settings: _Settings) -> None:
     check_dedup_config(settings.dedup)
     check_augment_config(settings.augment)
     data = settings.data
+    check(
+        not data.mixture.datasets,
+        "data.mixture names prepared datasets; prepare each of them, without it",
+    )
     check_source_config(data)
     check(
         re.fullmatch(r"[a-z][a-z0-9_]*", data.name),
