@@ -3,6 +3,10 @@
 A state is stored as a tree of plain dictionaries named by its paths, beside a JSON object for what is not an array.
 """
 
+import contextlib
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,7 @@ class Checkpoints:
     """
 
     def __init__(self, path: Path, *, keep: int = 2, read_only: bool = False):
+        self._folder = path
         self._policy = _KeepLatestAndBest(keep)
         self._manager = ocp.CheckpointManager(
             path.absolute(),
@@ -66,29 +71,37 @@ class Checkpoints:
         """Starts writing `state` (a tree of arrays) and `extra` (JSON); returns before it is on disk.
 
         A crash at any moment leaves the earlier checkpoints whole. `best` names the checkpoint to keep for good.
+
+        Raises:
+          OSError: the disk refused this save or, as they go on in the background, the one before.
         """
         self._policy.best = best
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(_as_dict(state)),
             extra=ocp.args.JsonSave(extra),
         )
-        self._manager.save(step, args=arguments)
+        with _disk_errors(self._folder):
+            self._manager.save(step, args=arguments)
 
     def wait(self) -> None:
-        """Returns when every save is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when every save is on disk; raises OSError where the disk refused one."""
+        with _disk_errors(self._folder):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and lets go."""
-        self._manager.close()
+        with _disk_errors(self._folder):
+            self._manager.close()
 
     def restore_extra(self, step: int) -> dict[str, Any]:
-        """The JSON part of a checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
+        """The JSON part of a checkpoint; raises UserError if it is damaged."""
+        with _damage(step):
+            return self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
 
     def compare(self, step: int, target: Any) -> None:
         """Raises `restore`'s UserError if it would; reads only names and shapes."""
-        saved = self._manager.item_metadata(step)["state"]
+        with _damage(step):
+            saved = self._manager.item_metadata(step)["state"]
         check(saved is not None, f"checkpoint {step} holds no state; the run directory is damaged")
         found = {path: tuple(leaf.shape) for path, leaf in tree.path_leaves(saved.tree)}
         asked = {path: tuple(leaf.shape) for path, leaf in tree.path_leaves(_as_dict(target))}
@@ -122,16 +135,36 @@ class Checkpoints:
         arguments = ocp.args.PyTreeRestore(
             wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
         )
-        try:
+        with _damage(step):
             restored = self._manager.restore(step, args=ocp.args.Composite(state=arguments))["state"]
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"can't read checkpoint {step}: {reason}; delete its folder to go on from an earlier one"
-            ) from error
         by_path = dict(tree.path_leaves(restored))
         leaves = [by_path[path] for path, _ in tree.path_leaves(target)]
         return jax.tree.unflatten(jax.tree.structure(target), leaves)
+
+
+@contextlib.contextmanager
+def _damage(step: int) -> Iterator[None]:
+    """What can't be read, as a UserError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"can't read checkpoint {step}: {reason}; delete its folder to go on from an earlier one"
+        ) from error
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """What the disk said, as an OSError: TensorStore, which writes for orbax, puts its number into a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        number = int(code.group(1))
+        raise OSError(number, os.strerror(number), str(folder)) from error
 
 
 def _as_dict(state: Any) -> dict[str, Any]:

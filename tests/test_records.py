@@ -130,6 +130,30 @@ def test_status(tmp_path: Path):
         run.status()
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"folder": "x"}', "not an object with folder, fingerprint"),
+        ('["folder", "fingerprint"]', "not an object"),
+        ('"folder fingerprint"', "not an object"),
+        ("null", "not an object"),
+        ('{"folder": "x", "finger', "Unterminated"),
+        ("", "Expecting value"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_it_lacks(tmp_path: Path, text: str, says: str):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(UserError, match=rf"can't read .*dataset\.json: .*{says}.*; the run directory is damaged"):
+        RunDirectory(tmp_path).read("dataset.json", "folder", "fingerprint")
+
+
+def test_a_file_that_is_missing_is_named_and_one_with_all_keys_is_read(tmp_path: Path):
+    with pytest.raises(UserError, match=r"can't read .*dataset\.json"):
+        RunDirectory(tmp_path).read("dataset.json", "folder")
+    RunDirectory(tmp_path).write("dataset.json", {"folder": "x", "fingerprint": "y", "more": 1})
+    assert RunDirectory(tmp_path).read("dataset.json", "folder", "fingerprint")["more"] == 1
+
+
 def test_environment_says_what_a_result_depends_on():
     now = environment()
     assert json.loads(json.dumps(now)) == now

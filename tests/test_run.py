@@ -1,9 +1,11 @@
 """Runs that stop and go on: the same run, to the bit, and nothing written by one that can't."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -313,6 +315,88 @@ def test_a_mistake_found_after_preparing_leaves_an_older_dataset_alone(tmp_path:
     with pytest.raises(UserError, match=r"warmup of 500 steps is longer than the run of"):
         small.start(settings, tmp_path / "run")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "datasets").rglob("*")} == files
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 3 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"can't mount a small file system: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_disk_that_fills_up_while_saving_costs_the_steps_since_the_last_checkpoint(tmp_path: Path, small_disk: Path):
+    settings = small.experiment(tmp_path)
+    small.start(settings, tmp_path / "straight")
+    run = small_disk / "run"
+    small.start(settings, run, stop_at=3)
+    before = small.state(run)
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    os.truncate(filler, filler.stat().st_size - 60 * 1024)  # room for some records, and not for a checkpoint
+    command = [sys.executable, "-m", "lm", "train", "--resume", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    [said] = [line for line in done.stderr.splitlines() if line.startswith("lm: ")]
+    assert re.match(r"lm: training failed: No space left on device: .*go on with `lm train --resume", said)
+    assert small.checkpoint_steps(run) == [3]
+    after = small.state(run)
+    assert all((before[name] == after[name]).all() for name in before)
+    assert RunDirectory(run).status() != "finished"
+    filler.unlink()
+    assert small.resume(run).state == "finished"
+    small.assert_same_run(tmp_path / "straight", run)
+
+
+def test_a_run_without_validation_says_so_and_evaluates_nothing(tmp_path: Path):
+    for fraction, told in ((0.0, True), (0.2, False)):
+        settings = small.experiment(tmp_path, data={"validation_fraction": fraction})
+        reporter = small.Silent()
+        runs.start(settings, tmp_path / f"run-{fraction}", reporter, stop_at=3)
+        said = [text for text in reporter.named("message") if "no validation split" in text]
+        assert len(said) == told
+        assert all("nothing will be evaluated" in text and "data.validation_source" in text for text in said)
+        assert bool(reporter.named("evaluated")) != told
+
+
+def test_workers_read_the_same_batches_across_a_resume(tmp_path: Path):
+    """Processes that read ahead take nothing along: threads, processes, and threads again make one run, to the bit."""
+    settings = small.experiment(tmp_path, data={"packing": "documents"})
+    small.start(settings, tmp_path / "straight")
+
+    def workers(count: int):
+        return lambda saved: dataclasses.replace(saved, data=dataclasses.replace(saved.data, workers=count))
+
+    small.start(workers(2)(settings), tmp_path / "run", stop_at=2)
+    small.resume(tmp_path / "run", stop_at=4)
+    assert runs.load_experiment(RunDirectory(tmp_path / "run")).data.workers == 2
+    small.resume(tmp_path / "run", override=workers(0))
+    small.assert_same_run(tmp_path / "straight", tmp_path / "run")
+
+
+@pytest.mark.parametrize(("what", "reads"), [("state", "latest"), ("extra", "best")])
+def test_a_checkpoint_that_was_cut_short_is_one_line_and_what_to_do(tmp_path: Path, what: str, reads: str):
+    """What a copy that was broken off, or a disk that lied, leaves behind."""
+    small.start(small.experiment(tmp_path), tmp_path / "run", stop_at=4)
+    [*_, last] = small.checkpoint_steps(tmp_path / "run")
+    files = [path for path in (tmp_path / f"run/checkpoints/{last}/{what}").rglob("*") if path.is_file()]
+    for path in files:
+        os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(
+        UserError, match=rf"checkpoint {last}.*delete its folder to go on from an earlier one"
+    ) as caught:
+        small.resume(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=rf"checkpoint {last}"):
+        runs.load(tmp_path / "run", make_mesh(MeshConfig(devices=1)), reads)
+    shutil.rmtree(tmp_path / f"run/checkpoints/{last}")
+    assert small.resume(tmp_path / "run").state == "finished"
 
 
 def test_length_in_tokens_and_epochs(tmp_path: Path):

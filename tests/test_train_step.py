@@ -135,6 +135,41 @@ def test_averages_are_exponential(guarded):
     assert norm(jax.tree.map(lambda a, p: a - p, average, host(state.params))) > 0.01
 
 
+def test_averages_and_sums_are_float32_beside_parameters_in_bfloat16():
+    """A thousandth of a parameter is lost in bfloat16's 8 bits; in averages and sums of gradients it must not be."""
+    optim = OptimConfig(**{**vars(SGD), "momentum": 0.9})  # whose first trace is the gradient itself
+    model, _, program = build(optim, {"param_dtype": "bfloat16"}, ema_decay=0.999, accumulate=ROWS)
+    start = program.init()
+    assert {x.dtype for x in jax.tree.leaves(start.params)} == {jnp.dtype("bfloat16")}
+    away = start.replace(ema=jax.tree.map(lambda p: p.astype(jnp.float32) + 1, start.params))
+    before = host(away)
+    batch = tiny.packed_batch(ROWS, LENGTH, V)
+
+    def share(changed, expected):
+        """Of numbers that agree to float32's accuracy, all leaves together."""
+        pairs = zip(jax.tree.leaves(changed), jax.tree.leaves(expected))
+        close = [np.isclose(np.asarray(x, np.float64), y, rtol=1e-5, atol=1e-9).ravel() for x, y in pairs]
+        return np.concatenate(close).mean()
+
+    def part(params, row):
+        return TASK.loss(model, params, row, None)[0]
+
+    gradient = jax.jit(jax.grad(part))
+    parts = [gradient(before.params, {key: x[row : row + 1] for key, x in batch.items()}) for row in range(ROWS)]
+    assert {x.dtype for x in jax.tree.leaves(parts)} == {jnp.dtype("bfloat16")}
+    total = jax.tree.map(lambda *xs: sum(np.asarray(x, np.float64) for x in xs) / batch["weights"].sum(), *parts)
+
+    state, _ = step(program, away, batch)
+    traces = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert {x.dtype for x in traces} == {jnp.dtype("float32")}
+    # A bfloat16 of a part may fall to either side where it is computed in another program.
+    assert share(traces, total) > 0.9
+    moved = jax.tree.map(lambda old, new: old + 0.001 * (np.asarray(new, np.float64) - old), before.ema, state.params)
+    assert {x.dtype for x in jax.tree.leaves(state.ema)} == {jnp.dtype("float32")}
+    assert share(state.ema, moved) == 1
+    assert share(state.ema, before.ema) < 0.01
+
+
 def test_learning_rate_of_each_step_is_the_schedules(guarded):
     _, schedule, program = guarded
     state, rates = program.init(), []

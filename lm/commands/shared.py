@@ -27,6 +27,9 @@ def open_console() -> Console:
     warnings.setFormatter(logging.Formatter("lm: %(message)s"))
     log.addHandler(warnings)
     absl.logging.set_verbosity(absl.logging.ERROR)  # orbax and grain tell a lot that no user can act on
+    # Orbax logs the errors of its threads with their tracebacks, and then raises them where they can be told.
+    absl.logging.get_absl_logger().addFilter(_not_orbax)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     # What was compiled once is kept, so that a resumed run, or another like it, starts at once.
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "lm" / "xla"))
@@ -34,6 +37,10 @@ def open_console() -> Console:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that can't show a character gets a question mark
             stream.reconfigure(errors="replace")
     return Console(width=None if sys.stdout.isatty() else 200, emoji=False)
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in Path(record.pathname).parts
 
 
 def show(console: Console, text: str = "") -> None:

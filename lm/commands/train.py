@@ -1,5 +1,6 @@
 """`lm train`: a new run from a config file, or the rest of one."""
 
+import errno
 import shlex
 import sys
 import time
@@ -21,6 +22,9 @@ from lm.errors import UserError, check
 from lm.loop import Outcome, TrainingHaltedError
 from lm.plots import plot_losses
 from lm.records import RunDirectory
+
+# A disk that is full, over its quota, read-only or broken is nobody's bug.
+DISK_PROBLEMS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,15 @@ def _train(console: Console, path: Path, go: Callable[[TrainingReporter, Prepara
         outcome = go(TrainingReporter(console), progress)
     except TrainingHaltedError as error:
         print(f"lm: training halted: {error}", file=sys.stderr)
+        return FAILED
+    except OSError as error:
+        if error.errno not in DISK_PROBLEMS or not (path / "config.json").exists():
+            raise
+        print(
+            f"lm: training failed: {error.strerror}: {error.filename or path}; what was saved before is whole:"
+            f" mend that and go on with `lm train --resume {shlex.quote(str(path))}`",
+            file=sys.stderr,
+        )
         return FAILED
     finally:
         progress.close()
