@@ -117,16 +117,18 @@ def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[tuple[str, int
       A piece of text and how many tokens spell it: more than one where only together they make a character. What is
       no text, such as bytes that are not UTF-8 or a special token, is spelled as the vocabulary does.
     """
+    special = set(tokenizer.special_tokens.values())
     at = 0
     while at < len(ids):
-        for width in range(1, 5):  # a character has at most four bytes
-            text = tokenizer.decode(ids[at : at + width])
-            if text and "\ufffd" not in text:
-                yield text, width
+        text, width = tokenizer.id_to_piece(ids[at]), 1
+        for end in range(at + 1, min(at + 4, len(ids)) + 1):  # a character has at most four bytes
+            if ids[end - 1] in special:
                 break
-        else:
-            width = 1
-            yield tokenizer.id_to_piece(ids[at]), width
+            together = tokenizer.decode(ids[at:end])
+            if together and "\ufffd" not in together:
+                text, width = together, end - at
+                break
+        yield text, width
         at += width
 
 

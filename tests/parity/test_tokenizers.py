@@ -1,6 +1,9 @@
 """The same ids as `transformers`: GPT-2's and BERT's vocabularies, and what is trained here, loaded over there."""
 
+import functools
+import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -41,13 +44,17 @@ def ours(path: Path, **changes) -> Tokenizer:
     return train_tokenizer(TokenizerConfig(kind=f"file:{path}", **changes), ())
 
 
-@needs_data
-@pytest.mark.parametrize("name", ["GPT2Tokenizer", "GPT2TokenizerFast"])
-def test_gpt2(name: str, lines: list[str]):
+def gpt2_files() -> tuple[dict[str, int], list[tuple[str, str]]]:
     vocabulary = json.loads((VOCABULARIES / "gpt2-encoder.json").read_text(encoding="utf-8"))
-    merges = (VOCABULARIES / "gpt2-vocab.bpe").read_text(encoding="utf-8").split("\n")
-    pairs = [tuple(line.split()) for line in merges if line and not line.startswith("#version")]
-    theirs = getattr(transformers, name)(vocab=vocabulary, merges=pairs)
+    merges = (VOCABULARIES / "gpt2-vocab.bpe").read_text(encoding="utf-8").split("\n")[1:-1]
+    return vocabulary, [(line.split()[0], line.split()[1]) for line in merges]
+
+
+@needs_data
+def test_gpt2(lines: list[str]):
+    assert transformers.GPT2TokenizerFast is transformers.GPT2Tokenizer, "one class since version 5"
+    vocabulary, merges = gpt2_files()
+    theirs = transformers.GPT2Tokenizer(vocab=vocabulary, merges=merges)
     mine = ours(VOCABULARIES / "gpt2-encoder.json")
     assert mine.encode_batch(lines) == theirs(lines)["input_ids"]
     assert mine.eos_id == theirs.eos_token_id
@@ -56,22 +63,54 @@ def test_gpt2(name: str, lines: list[str]):
 
 
 @needs_data
-@pytest.mark.parametrize("name", ["BertTokenizer", "BertTokenizerFast"])
+def test_gpt2_as_first_published(lines: list[str]):
+    """The algorithm of GPT-2's own encoder.py, in Python and slow."""
+    regex = pytest.importorskip("regex")
+    words = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+    vocabulary, merges = gpt2_files()
+    rank = {pair: i for i, pair in enumerate(merges)}
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in plain]
+    letter = {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(rest)}
+
+    @functools.cache
+    def encode(word: str) -> list[int]:
+        parts = [letter[b] for b in word.encode("utf-8")]
+        while len(parts) > 1:
+            first = min(itertools.pairwise(parts), key=lambda pair: rank.get(pair, math.inf))
+            if first not in rank:
+                break
+            merged, i = [], 0
+            while i < len(parts):
+                whole = tuple(parts[i : i + 2]) == first
+                merged.append("".join(first) if whole else parts[i])
+                i += 2 if whole else 1
+            parts = merged
+        return [vocabulary[part] for part in parts]
+
+    mine = ours(VOCABULARIES / "gpt2-encoder.json")
+    some = lines[::10]
+    expected = [[i for word in words.findall(line) for i in encode(word)] for line in some]
+    assert mine.encode_batch(some) == expected
+
+
+@needs_data
 @pytest.mark.parametrize(
-    ("vocabulary", "lowercase"),
-    [
-        ("bert-base-uncased-vocab.txt", True),
-        ("bert-base-chinese-vocab.txt", False),
-        ("bert-base-chinese-vocab.txt", True),
-    ],
+    ("vocabulary", "lowercase"), [("bert-base-uncased-vocab.txt", True), ("bert-base-chinese-vocab.txt", False)]
 )
-def test_bert(name: str, vocabulary: str, lowercase: bool, lines: list[str]):
+def test_bert(vocabulary: str, lowercase: bool, lines: list[str]):
+    assert transformers.BertTokenizerFast is transformers.BertTokenizer, "one class since version 5"
     tokens = (VOCABULARIES / vocabulary).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    theirs = getattr(transformers, name)(vocab={token: i for i, token in enumerate(tokens)}, do_lower_case=lowercase)
+    theirs = transformers.BertTokenizer(vocab={token: i for i, token in enumerate(tokens)}, do_lower_case=lowercase)
     mine = ours(VOCABULARIES / vocabulary, lowercase=lowercase)
-    assert mine.encode_batch(lines) == theirs(lines, add_special_tokens=False)["input_ids"]
+    ids = mine.encode_batch(lines)
+    assert ids == theirs(lines, add_special_tokens=False)["input_ids"]
     for one, other in (("eos_id", "sep"), ("bos_id", "cls"), ("pad_id", "pad"), ("mask_id", "mask"), ("unk_id", "unk")):
         assert getattr(mine, one) == getattr(theirs, f"{other}_token_id")
+
+    legacy = pytest.importorskip("transformers.models.bert.tokenization_bert_legacy")  # another one, in Python
+    slow = legacy.BertTokenizerLegacy(str(VOCABULARIES / vocabulary), do_lower_case=lowercase)
+    assert [slow.convert_tokens_to_ids(slow.tokenize(line)) for line in lines[::5]] == ids[::5]
 
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. It's <unk>!\n" * 30, "床前明月光，疑是地上霜。\t ＡＢ\n" * 30]
