@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
@@ -140,6 +141,25 @@ class Checkpoints:
         by_path = dict(tree.path_leaves(restored))
         leaves = [by_path[path] for path, _ in tree.path_leaves(target)]
         return jax.tree.unflatten(jax.tree.structure(target), leaves)
+
+
+def whole_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in a folder, ascending: one that is being written has another name."""
+    names = os.listdir(folder) if folder.exists() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def read_arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by its path, as it is on disk: no model and no mesh is asked.
+
+    Raises:
+      UserError: it can't be read.
+    """
+    state = (folder / str(step) / "state").absolute()
+    with _damage(step), ocp.PyTreeCheckpointer() as reader:
+        shapes = reader.metadata(state).item_metadata.tree
+        whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        return dict(tree.path_leaves(reader.restore(state, restore_args=whole)))
 
 
 @contextlib.contextmanager

@@ -23,6 +23,15 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 BEGUN = {"log.txt", "environment.json", "dataset.json", "tokenizer"}  # written before config.json makes it a run
 STATES = ("running", "finished", "preempted", "failed")
 
+# Fields of a record that say how long something took: all others are the same in every run of the same settings.
+TIMINGS = (
+    "seconds",
+    "tokens_per_second",
+    "step_seconds",
+    "data_wait_seconds",
+    "model_flops_per_second",
+    "evaluation_seconds",
+)
 
 _TEMPORARY = ".writing-"
 

@@ -11,7 +11,6 @@ so, else 1.
 """
 
 import argparse
-import json
 import logging
 import os
 import random
@@ -23,23 +22,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 from rich.console import Console
 from rich.table import Table
 
-from lm import tree
+from lm.checkpoint import read_arrays, whole_steps
+from lm.records import TIMINGS, RunDirectory
 
 SAVE_EVERY = 50
-TIMINGS = (
-    "seconds",
-    "tokens_per_second",
-    "step_seconds",
-    "data_wait_seconds",
-    "model_flops_per_second",
-    "evaluation_seconds",
-)
 CONFIG = '''"""A model of a few thousand parameters on made-up text."""
 
 from lm.config import Experiment
@@ -116,7 +105,8 @@ def crash_test(folder: Path, kills: int, steps: int, seed: int) -> int:
         logged, saved, unfinished = last_logged(killed), last_checkpoint(killed), begun_checkpoints(killed)
         problems = [] if alive else ["it had ended before the kill"]
         try:
-            read_state(killed, saved)
+            if saved:
+                read_arrays(killed / "checkpoints", saved)
         except Exception as error:  # whatever makes a checkpoint unreadable is what we look for
             problems.append(f"checkpoint {saved} can't be read: {type(error).__name__}: {error}")
         # A save may be on its way when the next one is due, which then waits for it: two intervals at most.
@@ -159,23 +149,14 @@ def wait_for(process: subprocess.Popen, condition: Any, pause: float = 0.01) -> 
         time.sleep(pause)
 
 
-def records(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of `metrics.jsonl`."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
 def last_logged(run: Path) -> int:
     """The last step with a record."""
-    return max((record["step"] for record in records(run)), default=0)
+    return max((record["step"] for record in RunDirectory(run).metrics()), default=0)
 
 
 def last_checkpoint(run: Path) -> int:
-    """The last step with a checkpoint under its own name, which it gets when it is whole; 0 for none."""
-    folder = run / "checkpoints"
-    names = os.listdir(folder) if folder.exists() else []
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    """The last step with a whole checkpoint; 0 for none."""
+    return max(whole_steps(run / "checkpoints"), default=0)
 
 
 def begun_checkpoints(run: Path) -> list[str]:
@@ -184,28 +165,17 @@ def begun_checkpoints(run: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if not name.isdigit()) if folder.exists() else []
 
 
-def read_state(run: Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint by its path; none for step 0."""
-    if step == 0:
-        return {}
-    folder = (run / "checkpoints" / str(step) / "state").absolute()
-    with ocp.PyTreeCheckpointer() as reader:
-        shapes = reader.metadata(folder).item_metadata.tree
-        whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        return dict(tree.path_leaves(reader.restore(folder, restore_args=whole)))
-
-
 def differences(straight: Path, killed: Path) -> list[str]:
     """What is not the same to the bit, one line each."""
     found = []
     step = last_checkpoint(straight)
     if step != last_checkpoint(killed):
         return [f"the last checkpoints are {step} and {last_checkpoint(killed)}"]
-    a, b = read_state(straight, step), read_state(killed, step)
+    a, b = (read_arrays(run / "checkpoints", step) for run in (straight, killed))
     found += [f"{path} is in one run only" for path in a.keys() ^ b.keys()]
     found += [f"{path} differs" for path in a.keys() & b.keys() if a[path].tobytes() != b[path].tobytes()]
     left, right = (
-        [{key: value for key, value in record.items() if key not in TIMINGS} for record in records(run)]
+        [{key: value for key, value in record.items() if key not in TIMINGS} for record in RunDirectory(run).metrics()]
         for run in (straight, killed)
     )
     if len(left) != len(right):

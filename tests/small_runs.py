@@ -8,33 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import tokenizers
 
 from lm import run as runs
-from lm import tree
+from lm.checkpoint import read_arrays, whole_steps
 from lm.config import Experiment
 from lm.data.config import DataConfig
 from lm.loop import Outcome
 from lm.models.transformer import ModelConfig
 from lm.optim import OptimConfig
-from lm.records import RunDirectory
+from lm.records import TIMINGS, RunDirectory
 from lm.sharding import MeshConfig
 from lm.text.tokenizer import TokenizerConfig
 from lm.train import TrainConfig
-
-# What says how long something took; all else of a record is the same in every run.
-TIMINGS = (
-    "seconds",
-    "tokens_per_second",
-    "step_seconds",
-    "data_wait_seconds",
-    "model_flops_per_second",
-    "evaluation_seconds",
-)
 
 CONFIG = '''"""A model of a few thousand parameters."""
 
@@ -170,16 +158,12 @@ def train_in_parts(settings: Experiment, path: Path, *stops: int) -> Outcome:
 
 
 def checkpoint_steps(path: Path) -> list[int]:
-    return sorted(int(folder.name) for folder in (path / "checkpoints").iterdir() if folder.name.isdigit())
+    return whole_steps(path / "checkpoints")
 
 
 def state(path: Path, step: int | None = None) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint (the last, by default) by its path; read by orbax alone."""
-    folder = path / "checkpoints" / str(checkpoint_steps(path)[-1] if step is None else step) / "state"
-    with ocp.PyTreeCheckpointer() as reader:
-        shapes = reader.metadata(folder.absolute()).item_metadata.tree
-        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        return dict(tree.path_leaves(reader.restore(folder.absolute(), restore_args=arguments)))
+    """Every array of a checkpoint (the last, by default) by its path."""
+    return read_arrays(path / "checkpoints", checkpoint_steps(path)[-1] if step is None else step)
 
 
 def extra(path: Path, step: int) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import pytest
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm.checkpoint import Checkpoints
+from lm import tree
+from lm.checkpoint import Checkpoints, read_arrays, whole_steps
 from lm.errors import UserError
 from lm.sharding import MeshConfig, make_mesh
 from lm.train import TrainState
@@ -53,6 +54,22 @@ def test_a_state_comes_back_as_it_was_laid_out_as_asked(checkpoints):
     assert restored.params["b"]["scale"].dtype == jnp.bfloat16
     assert restored.params["a"]["kernel"].sharding == SPLIT
     assert checkpoints.restore_extra(5) == {"examples": 80, "nested": {"best": None, "loss": 1.25}}
+
+
+def test_arrays_are_read_as_they_are_on_disk(checkpoints, tmp_path):
+    saved = state()
+    for step in (3, 12):
+        checkpoints.save(step, saved, {}, best=None)
+    checkpoints.wait()
+    (tmp_path / "checkpoints" / "15.orbax-checkpoint-tmp").mkdir()
+    assert whole_steps(tmp_path / "checkpoints") == [3, 12]
+    assert whole_steps(tmp_path / "nothing") == []
+    found = read_arrays(tmp_path / "checkpoints", 12)
+    leaves = dict(tree.path_leaves(saved))
+    assert found.keys() == leaves.keys()
+    for path, leaf in leaves.items():
+        assert found[path].dtype == leaf.dtype
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
 
 
 def test_a_whole_part_may_be_read_alone(checkpoints):
