@@ -361,6 +361,7 @@ def test_every_command_has_help_with_docs_and_defaults(command: str, capsys: pyt
         "generate": ("--temperature FLOAT", "0 = greedy", "(default: 1.0)"),
         "prepare": ("--data.source STR", "Text to read", "(default: python-stdlib)"),
         "doctor": ("--mesh.fsdp INT", "(default: 1)"),
+        "tokenizer": ("{train,compare,show}", "Trains a tokenizer on text and saves it"),
     }[command]
     for text in says:
         assert text in shown

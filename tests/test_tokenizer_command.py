@@ -89,8 +89,8 @@ def test_pieces_are_coloured_on_a_terminal(monkeypatch: pytest.MonkeyPatch, caps
 
 
 MISTAKES = {
-    "nothing to do": (["tokenizer"], "say what to do: lm tokenizer train, compare or show"),
-    "unknown subcommand": (["tokenizer", "tarin"], "knows no 'tarin'; choose train, compare or show"),
+    "nothing to do": (["tokenizer"], r"Expected one of \{train, compare, show\}"),
+    "unknown subcommand": (["tokenizer", "tarin"], "[Tt]arin.*train.*compare.*show"),
     "no output": (["tokenizer", "train", "--source", "text:corpus.txt"], "--output"),
     "output in use": (
         ["tokenizer", "train", "--source", "text:corpus.txt", "--output", "."],

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -31,7 +31,6 @@ from lm.text.tokenizer import (
     train_tokenizer,
 )
 
-_SUBCOMMANDS = "train, compare or show"
 _AGREEMENT_BYTES = 1_000_000
 _SAMPLE = 160  # characters
 _COLOURS = ("on blue", "on magenta", "on dark_green", "on dark_red", "on dark_cyan")
@@ -100,21 +99,19 @@ class ShowArguments:
     """Also the ids, on a line of their own."""
 
 
+_Asked: Any = (
+    Annotated[TrainArguments, tyro.conf.subcommand("train")]
+    | Annotated[CompareArguments, tyro.conf.subcommand("compare")]
+    | Annotated[ShowArguments, tyro.conf.subcommand("show")]
+)
+
+
 def run(arguments: list[str]) -> int:
     """`lm tokenizer train|compare|show [options]`."""
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: lm tokenizer {_SUBCOMMANDS}; -h after one shows its options")
-        return DONE
-    check(arguments, f"say what to do: lm tokenizer {_SUBCOMMANDS}")
-    name, *rest = arguments
-    prog = f"lm tokenizer {name}"
-    if name == "train":
-        return _train(configs.parse(TrainArguments, None, rest, prog=prog))
-    if name == "compare":
-        return _compare(configs.parse(CompareArguments, None, rest, prog=prog))
-    if name == "show":
-        return _show(configs.parse(ShowArguments, None, rest, prog=prog))
-    raise UserError(f"lm tokenizer knows no {name!r}; choose {_SUBCOMMANDS}")
+    asked = configs.parse(_Asked, None, arguments, prog="lm tokenizer")
+    if isinstance(asked, TrainArguments):
+        return _train(asked)
+    return _compare(asked) if isinstance(asked, CompareArguments) else _show(asked)
 
 
 def _train(asked: TrainArguments) -> int:
