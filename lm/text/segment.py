@@ -122,36 +122,45 @@ class MaxMatch(Segmenter):
         return min(forward, backward, key=len)
 
     def _forward(self, block: str) -> list[str]:
-        found, words, beginning = [], self._words, self._beginning
+        found: list[str] = []
+        words, lengths_at = self._words, self._beginning.get
         at, end = 0, len(block)
         while at < end:
-            for length in beginning.get(block[at : at + 2], ()):
+            for length in lengths_at(block[at : at + 2], ()):
                 word = block[at : at + length]
                 if word in words:
                     break
             else:
-                run = _ASCII_RUN.match(block, at)
-                word = run[0] if run else block[at]
+                word = block[at]
+                if word in _ASCII:
+                    stop = at + 1
+                    while stop < end and block[stop] in _ASCII:
+                        stop += 1
+                    word = block[at:stop]
             found.append(word)
             at += len(word)
         return found
 
     def _backward(self, block: str) -> list[str]:
-        found, words, ending = [], self._words, self._ending
+        found: list[str] = []
+        words, lengths_at = self._words, self._ending.get
         end = len(block)
-        while end > 0:
-            for length in ending.get(block[max(end - 2, 0) : end], ()):
-                word = block[max(end - length, 0) : end]
+        while end > 1:
+            for length in lengths_at(block[end - 2 : end], ()):
+                word = block[end - length if length < end else 0 : end]
                 if word in words:
                     break
             else:
-                start = end - 1
-                if block[start] in _ASCII:
+                word = block[end - 1]
+                if word in _ASCII:
+                    start = end - 1
                     while start and block[start - 1] in _ASCII:
                         start -= 1
-                word = block[start:end]
+                    word = block[start:end]
             found.append(word)
             end -= len(word)
+        if end:
+            found.append(block[0])
         found.reverse()
         return found
 
@@ -164,7 +173,6 @@ class MaxMatch(Segmenter):
         return cut_before(self._break, text, size)
 
 
-_ASCII_RUN = re.compile("[A-Za-z0-9]+")
 _ASCII = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 
 
