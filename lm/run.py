@@ -113,6 +113,11 @@ def check_experiment(experiment: Experiment) -> Mesh:
     )
     loader.check_loader_config(data)
     if data.mixture.datasets:
+        for name in ("tokenizer", "clean", "dedup", "augment"):
+            check(
+                getattr(experiment, name) == getattr(Experiment(), name),
+                f"{name}. settings are changed, but data.mixture.datasets are prepared already; leave them out",
+            )
         ids = open_mixture(data.mixture).tokenizer.vocab_size
     else:
         check(
@@ -445,7 +450,7 @@ class Trained:
         In a stream, where text is cut anywhere, only a prompt without text must begin at a document's begin.
         """
         ids = self.tokenizer.encode(text)
-        if self.experiment.data.packing == "documents":
+        if self.experiment.data.packing != "stream":
             return [self.tokenizer.bos_id, *ids]
         return ids or [self.tokenizer.eos_id]
 

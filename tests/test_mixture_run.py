@@ -31,7 +31,7 @@ def dataset(folder: Path, name: str, paragraphs: int, tokenizer: TokenizerConfig
 def mixed(folder: Path, **mixture):
     experiment = small.experiment(folder, train={"steps": 9})
     data = DataConfig(seq_len=16, mixture=MixtureConfig(**mixture))
-    return dataclasses.replace(experiment, data=data)
+    return dataclasses.replace(experiment, data=data, tokenizer=TokenizerConfig())
 
 
 def test_stopped_and_resumed_across_a_change_of_weights_it_is_the_same_run(tmp_path: Path):
@@ -85,5 +85,8 @@ def test_what_no_mixture_can_be_is_refused_before_anything_is_written(tmp_path: 
         with pytest.raises(UserError, match=message):
             small.start(mixed(tmp_path, **mixture), tmp_path / "run")
         assert not (tmp_path / "run").exists()
+    settings = dataclasses.replace(mixed(tmp_path, datasets=(str(large),)), tokenizer=BYTE)
+    with pytest.raises(UserError, match=r"tokenizer. settings are changed, but data.mixture.datasets are prepared"):
+        small.start(settings, tmp_path / "run")
     with pytest.raises(UserError, match=r"data.mixture names prepared datasets"):
         prepare(DataConfig(mixture=MixtureConfig(datasets=(str(large),))), BYTE)

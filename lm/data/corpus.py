@@ -7,6 +7,7 @@ whose first axis is the document (or, for `line_` columns, the line).
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,14 @@ import numpy as np
 from lm.data.manifest import SPLITS
 
 SUMMARY_FILE = "summary.json"
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """`np.save`, but a full disk is an `OSError` that says so; numpy's own has no error number."""
+    array = np.ascontiguousarray(array)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data.cast("B") if array.size else b"")
 
 
 class UnitWriter:
@@ -45,15 +54,16 @@ class UnitWriter:
         self._texts.close()
         self._keys.close()
         for name, ends in self._ends.items():
-            np.save(self._folder / f"{name}.ends.npy", np.asarray(ends, np.int64))
+            save_array(self._folder / f"{name}.ends.npy", np.asarray(ends, np.int64))
         for name, parts in self._columns.items():
-            np.save(self._folder / f"{name}.npy", np.concatenate(parts))
+            save_array(self._folder / f"{name}.npy", np.concatenate(parts))
         (self._folder / SUMMARY_FILE).write_text(json.dumps(summary, ensure_ascii=False), encoding="utf-8")
 
     def close(self) -> None:
-        """Closes what is still open after a failure."""
-        self._texts.close()
-        self._keys.close()
+        """Closes what is still open after a failure, which says more than one to come."""
+        for file in (self._texts, self._keys):
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 @dataclass

@@ -22,7 +22,7 @@ import numpy as np
 
 from lm.data.atomic import Workspace, resumable_folder
 from lm.data.config import DataConfig
-from lm.data.corpus import Corpus, split_code
+from lm.data.corpus import Corpus, save_array, split_code
 from lm.data.manifest import (
     DATASET_VERSION,
     FORMAT_VERSION,
@@ -168,7 +168,7 @@ def prepare(
     folder = Path(data.root).expanduser() / data.name / fingerprint / DATASET_VERSION
     if folder.exists():
         load_manifest(folder)
-        return Path(data.root).expanduser() / data.name / fingerprint / DATASET_VERSION
+        return folder
     try:
         with resumable_folder(folder.absolute(), lambda: report("wait", 0, None)) as space:
             if space is not None:
@@ -252,6 +252,8 @@ def _fingerprint(settings: _Settings, brought: Tokenizer | None, files: dict[str
     ]
     if any(shape["held_out"]):
         shape["split_seed"] = data.split_seed
+    if data.licence:
+        shape["licence"] = data.licence
     shape["tokenizer"] = brought.fingerprint() if brought else dataclasses.asdict(settings.tokenizer)
     shape["clean"] = _clean_shape(settings.clean)
     dedup = settings.dedup
@@ -400,7 +402,7 @@ def _remove_duplicates(
     ranks = np.empty(n, np.int64)
     ranks[np.lexsort((np.arange(n), -splits.astype(np.int64)))] = np.arange(n)
     work.mkdir(exist_ok=True)
-    np.save(work / "ranks.npy", ranks)
+    save_array(work / "ranks.npy", ranks)
     common: dict[str, Any] = {"units": work / "units", "ranks": work / "ranks.npy"}
     parts = 1 + n // _KEYS_AT_ONCE
 
@@ -410,27 +412,32 @@ def _remove_duplicates(
             for part in range(count)
         ]
 
+    none = np.zeros((0, 2), np.int64)
+    bands = dedup.bands if dedup.near else 0
     exact = outputs("exact", FindExact, parts) if dedup.exact else []
     near = [
         task
-        for band in range(dedup.bands if dedup.near else 0)
-        for task in outputs(f"near-{band:03d}", FindNear, parts, band=band, dedup=dedup)
+        for band in range(bands)
+        for task in outputs(f"near-{band:03d}", FindNear, parts, band=band, dedup=dedup, exact=work / "exact.npy")
     ]
-    if exact or near:
-        run_tasks([*exact, *near], runner, lambda done, total: report("deduplicate", done, total))
-
-    none = np.zeros((0, 2), np.int64)
+    total = sum(task.size for task in [*exact, *near])
+    if exact:
+        run_tasks(exact, runner, lambda done, _: report("deduplicate", done, total))
     exact_pairs = np.concatenate([none, *(np.load(task.output) for task in exact)])
+    equal = np.zeros(n, bool)
+    equal[exact_pairs[:, 1]] = True
+    save_array(work / "exact.npy", equal)
+    if near:
+        before = total - sum(task.size for task in near)
+        run_tasks(near, runner, lambda done, _: report("deduplicate", before + done, total))
     near_pairs = unique_pairs(np.concatenate([none, *(np.load(task.output) for task in near)]))
     first = first_of_cluster(n, np.concatenate([exact_pairs, near_pairs]), ranks)
     again = first != np.arange(n)
-    equal = np.zeros(n, bool)
-    equal[exact_pairs[:, 1]] = True
     fate = np.where(again, np.uint8(REMOVED), splits)
     removed = {"exact duplicate": int((again & equal).sum()), "near duplicate": int((again & ~equal).sum())}
 
     fate_file = work / "fate.npy"
-    np.save(fate_file, fate)
+    save_array(fate_file, fate)
     dropped: tuple[Path, ...] = ()
     lines = 0
     if dedup.lines:
@@ -445,7 +452,7 @@ def _remove_duplicates(
             there[emptied] = REMOVED
             lines += gone
         fate_file = work / "fate-lines.npy"
-        np.save(fate_file, fate)
+        save_array(fate_file, fate)
     return _Found(fate, fate_file, dropped, first, equal, removed, lines)
 
 

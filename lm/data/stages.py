@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lm.data.config import DataConfig
-from lm.data.corpus import Corpus, UnitWriter, split_code
+from lm.data.corpus import Corpus, UnitWriter, save_array, split_code
 from lm.data.manifest import TOKENIZER_FOLDER
 from lm.data.runners import whole_file, whole_output
 from lm.data.sources import Unit as SourceUnit
@@ -161,8 +161,8 @@ class _FindPairs:
         return np.flatnonzero(keys % np.uint64(self.parts) == np.uint64(self.part))
 
     def _save(self, pairs: np.ndarray) -> None:
-        with whole_file(self.output) as path, path.open("wb") as file:
-            np.save(file, pairs)
+        with whole_file(self.output) as path:
+            save_array(path, pairs)
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,8 @@ class FindNear(_FindPairs):
 
     band: int
     dedup: DedupConfig
+    exact: Path
+    """bool .npy `[n]`: documents that `FindExact` found; they are left out, or each would meet all its equals here."""
 
     def __call__(self) -> None:
         """See `_FindPairs`."""
@@ -191,6 +193,7 @@ class FindNear(_FindPairs):
         parts = [unit.column("bands")[:, self.band] for unit in corpus.units if len(unit)]
         keys = np.concatenate([np.zeros(0, np.uint64), *parts])
         ordinals = self._mine(keys)
+        ordinals = ordinals[~np.load(self.exact, mmap_mode="r")[ordinals]]
         ranks = np.load(self.ranks, mmap_mode="r")
         order = np.argsort(ranks[ordinals])
         ordinals = ordinals[order]
@@ -318,7 +321,7 @@ class WriteShard:
                             characters = 0
                 encode()
                 shard = writer.finish()
-            np.save(folder / "token_counts.npy", token_counts)
+            save_array(folder / "token_counts.npy", token_counts)
             (folder / "statistics.json").write_text(json.dumps(statistics.to_dict(), ensure_ascii=False), "utf-8")
             fields = {name: value for name, value in dataclasses.asdict(shard).items() if not isinstance(value, Path)}
             (folder / "shard.json").write_text(json.dumps(fields), encoding="utf-8")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lm.data.corpus import save_array
 from lm.data.manifest import DATASET_VERSION, SPLITS, SplitCounts, index_path
 from lm.errors import UserError, check
 
@@ -120,8 +121,8 @@ class ShardWriter:
             record_lengths=self._lengths.with_name(self._lengths.name + ".records.npy"),
             document_lengths=self._lengths.with_name(self._lengths.name + ".documents.npy"),
         )
-        np.save(shard.record_lengths, np.asarray(self._record_lengths, np.int64))
-        np.save(shard.document_lengths, np.asarray(self._document_lengths, np.int64))
+        save_array(shard.record_lengths, np.asarray(self._record_lengths, np.int64))
+        save_array(shard.document_lengths, np.asarray(self._document_lengths, np.int64))
         return shard
 
     def __enter__(self) -> ShardWriter:

@@ -422,35 +422,88 @@ def test_a_full_disk_inside_array_record(tmp_path: Path):
 
 KILLED = """
 import os, signal, sys
+import lm.data.prepare
 from lm.data.config import DataConfig
 from lm.data.prepare import prepare
+from lm.text.dedup import DedupConfig
 from lm.text.tokenizer import TokenizerConfig
 
+lm.data.prepare._UNIT_BYTES = lm.data.prepare._SHARD_BYTES = 100
+when, calls = sys.argv[3], int(sys.argv[4])
+
 def report(phase, done, total):
-    if phase == "tokenize":
-        print("tokenizing", flush=True)
+    global calls
+    calls -= phase == when
+    if calls == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
-prepare(DataConfig(source=sys.argv[1], root=sys.argv[2]), TokenizerConfig(kind="byte"), report)
+data = DataConfig(source=sys.argv[1], root=sys.argv[2], validation_fraction=0.2)
+dedup = DedupConfig(exact=True, near=True, lines=True)
+print(prepare(data, TokenizerConfig(kind="bpe", vocab_size=280), report, dedup=dedup))
 """
 
 
-def test_a_killed_process_leaves_nothing_that_looks_whole(tmp_path: Path):
-    for i in range(30):
-        (tmp_path / f"{i}.txt").write_text(f"text {i}")
-    data = DataConfig(source=f"text:{tmp_path}/*.txt", root=str(tmp_path / "datasets"))
-    command = [sys.executable, "-c", KILLED, data.source, data.root]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert result.returncode == -signal.SIGKILL, result.stderr
-    (leftover,) = Path(data.root).glob("corpus/*/.incomplete-*")
-    assert list(leftover.glob("work/units/*")), "killed in the middle of the work"
-    assert not list(Path(data.root).glob("corpus/*/1.0.0"))
+def kill(source: str, root: Path, when: str, calls: int) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", KILLED, source, str(root), when, str(calls)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
 
-    (tmp_path / "30.txt").write_text("another dataset, whose preparation tidies up all the same")
-    load_manifest(prepare(data, BYTE))
+
+def test_a_killed_process_leaves_nothing_that_looks_whole_and_is_continued(tmp_path: Path):
+    for i in range(30):
+        (tmp_path / f"{i}.txt").write_text(f"text {i}, " + " and ".join(str(j * i) for j in range(9)))
+    source, root = f"text:{tmp_path}/*.txt", tmp_path / "datasets"
+    straight = kill(source, tmp_path / "straight", "never", 1)
+    assert straight.returncode == 0, straight.stderr
+    for when, calls in (("read", 3), ("deduplicate", 4), ("train tokenizer", 1), ("tokenize", 3)):
+        done = kill(source, root, when, calls)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not list(root.glob("corpus/*/1.0.0"))
+        assert list(root.glob("corpus/*/.incomplete-*/work/units/0*"))
+    done = kill(source, root, "never", 1)
+    assert contents(Path(done.stdout.strip())) == contents(Path(straight.stdout.strip()))
+    assert not list(root.rglob(".*"))
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_preparation_of_another(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("text " * 99)
+    (tmp_path / "b.txt").write_text("and more " * 99)
+    source, root = f"text:{tmp_path}/*.txt", tmp_path / "datasets"
+    assert kill(source, root, "tokenize", 1).returncode == -signal.SIGKILL
+    (leftover,) = root.glob("corpus/*/.incomplete-*")
+    load_manifest(prepare(DataConfig(source=f"text:{tmp_path}/a.txt", validation_fraction=0, root=str(root)), BYTE))
     assert not leftover.exists()
     assert not leftover.parent.exists()
-    assert not list(Path(data.root).rglob(".lock"))
+    assert not list(root.rglob(".lock"))
+
+
+@pytest.fixture
+def little_disk(tmp_path: Path):
+    """A file system of 2 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("kilobytes", [40, 500, 900, 2500])
+def test_a_disk_that_fills_at_any_stage_is_told_and_left_clean(little_disk: Path, tmp_path: Path, kilobytes: int):
+    """Texts, hashes, tokenizer, shards and index grow with the corpus: larger ones fill the disk earlier."""
+    rng = np.random.default_rng(0)
+    words = [f"word{i}" for i in range(500)]
+    for i in range(kilobytes // 4):
+        (tmp_path / f"{i:03d}.txt").write_text(" ".join(rng.choice(words, 600)))
+    data = DataConfig(source=f"text:{tmp_path}/*.txt", root=str(little_disk / "datasets"), validation_fraction=0)
+    if kilobytes == 40:  # this one fits
+        load_manifest(prepare(data, BYTE, dedup=DedupConfig(exact=True, near=True)))
+        return
+    with pytest.raises(UserError, match=r"cannot write the dataset in .*No space left on device.*; free space or set"):
+        prepare(data, BYTE, dedup=DedupConfig(exact=True, near=True))
+    assert not list(little_disk.iterdir())
 
 
 def test_who_comes_second_waits_and_takes_what_the_first_built(tmp_path: Path):
@@ -586,7 +639,7 @@ BAD = {
     "name": ({"name": "My-Corpus"}, {}, "data.name is 'My-Corpus'; use lower-case letters"),
     "name leads away": ({"name": "../up"}, {}, "data.name is '../up'"),
     "document": ({"document": "page"}, {}, "data.document is 'page'; choose file, paragraph or line"),
-    "tokenizer": ({}, {"kind": "wordpiece"}, "tokenizer.kind is 'wordpiece'"),
+    "tokenizer": ({}, {"kind": "syllable"}, "tokenizer.kind is 'syllable'"),
     "broken text": ({"source": "text:{tmp}/latin.bin"}, {}, "is not UTF-8"),
     "root is a file": ({"root": "{tmp}/one.txt"}, {}, "cannot write the dataset in .*: Not a directory"),
     "root cannot be": ({"root": "/proc/none/datasets"}, {}, "cannot write the dataset in /proc"),
