@@ -150,7 +150,10 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: Any, where: str = "config") -> T:
-    """A dataclass from plain JSON, strictly: no unknown and no missing key, every value of its declared type.
+    """A dataclass from plain JSON, strictly: no unknown key, every value of its declared type.
+
+    A missing key takes its default, so that a run outlives the settings added after it: the default of a new setting
+    must be what was done before there was one.
 
     Raises:
       UserError: naming the key.
@@ -163,8 +166,6 @@ def from_dict(cls: type[T], values: Any, where: str = "config") -> T:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"{where} has the unknown setting {unknown[0]!r}{meant}; it is from another version or edited")
-    missing = sorted(known - set(values))
-    check(not missing, f"{where} lacks the setting(s) {', '.join(missing)}; it is from another version or edited")
     return cls(**{name: _read(hints[name], values[name], f"{where}.{name}") for name in values})
 
 

@@ -102,6 +102,9 @@ class TrainingReporter:
             self._bar = None
 
 
+_IN_BYTES = ("fingerprint", "read", "train tokenizer", "tokenize")
+
+
 class PreparationReporter:
     """Shows `lm.data.prepare` at work: a bar a phase on a terminal, a line a phase elsewhere."""
 
@@ -112,11 +115,11 @@ class PreparationReporter:
         self._task: TaskID | None = None
 
     def __call__(self, phase: str, done: int, total: int | None) -> None:
-        """`done` of `total` bytes of a phase."""
+        """`done` of `total` of a phase, most in bytes."""
         if phase != self._phase:
             self.close()
             self._phase = phase
-            size = f" ({_count(total)}B)" if total else ""
+            size = f" ({_count(total)}B)" if total and phase in _IN_BYTES else ""
             if self._console.is_terminal:
                 self._bar = Progress(
                     TextColumn("{task.description}"),

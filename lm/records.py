@@ -19,7 +19,18 @@ from typing import IO, Any
 
 from lm.errors import UserError, check
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers", "tensorflow-datasets")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "tokenizers",
+    "sentencepiece",
+    "tensorflow-datasets",
+)
 BEGUN = {"log.txt", "environment.json", "dataset.json", "tokenizer"}  # written before config.json makes it a run
 STATES = ("running", "finished", "preempted", "failed")
 

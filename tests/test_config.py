@@ -71,6 +71,8 @@ def test_reading_is_strict():
     good = dataclasses.asdict(Outer())
     assert configs.from_dict(Outer, good) == Outer()
     assert configs.from_dict(Outer, {**good, "inner": {"a": 1, "b": 3}}).inner.b == 3.0
+    # A setting that was added since takes its default.
+    assert configs.from_dict(Outer, {**good, "inner": {"a": 5}}).inner == dataclasses.replace(Outer().inner, a=5)
     for change, says in (
         ({"kind": "r"}, r"here\.kind is 'r'; it must be one of p, q"),
         ({"maybe": "1"}, r"here\.maybe is '1'; it must be of type int"),

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.table import Table
@@ -16,10 +16,11 @@ from lm.commands.shared import open_console, show
 from lm.config import Experiment
 from lm.console import PreparationReporter
 from lm.data.config import DataConfig
+from lm.data.export import export_jsonl_zst, export_tfrecord
 from lm.data.manifest import load_manifest
 from lm.data.prepare import prepare
 from lm.data.runners import RunnerConfig
-from lm.errors import UserError
+from lm.errors import UserError, check, require
 from lm.report import left_out, preparation_report
 from lm.text.augment import AugmentConfig
 from lm.text.clean import CleanConfig
@@ -46,6 +47,10 @@ class PrepareArguments:
 
     where: Annotated[RunnerConfig, tyro.conf.arg(name="")] = field(default_factory=RunnerConfig)
     """Where the work is done."""
+    export: Literal["jsonl.zst", "tfrecord"] | None = None
+    """Also write the documents in a format that other programs read."""
+    export_to: Path | None = None
+    """The folder of the export, to be made; None = beside the dataset."""
 
     @classmethod
     def of(cls, experiment: Experiment) -> "PrepareArguments":
@@ -63,6 +68,7 @@ def run(arguments: list[str]) -> int:
     asked = configs.parse(
         PrepareArguments, PrepareArguments.of(experiment), arguments, prog=prog, description=description
     )
+    check_export(asked.export, asked.export_to)
     console = open_console()
     progress = PreparationReporter(console)
     try:
@@ -75,6 +81,7 @@ def run(arguments: list[str]) -> int:
             augment=asked.augment,
             runner=asked.where,
         )
+        exported = _export(folder, asked, progress)
     finally:
         progress.close()
     manifest = load_manifest(folder)
@@ -97,4 +104,28 @@ def run(arguments: list[str]) -> int:
         show(console, f"report {preparation_report(folder)}")
     except UserError as error:  # somebody else's folder, say: the dataset is as good without
         log.warning("%s", error)
+    if exported is not None:
+        show(console, f"export {exported}")
     return DONE
+
+
+def check_export(form: str | None, folder: Path | None) -> None:
+    """Raises `UserError` if there can be no such export, before anything is prepared."""
+    if form is None:
+        check(
+            folder is None, f"--export-to is {folder}, but nothing is exported; choose --export jsonl.zst or tfrecord"
+        )
+        return
+    check(folder is None or not folder.exists(), f"--export-to {folder} is there already; name a folder to be made")
+    package, extra = {"jsonl.zst": ("zstandard", "text"), "tfrecord": ("tensorflow", "tfrecord")}[form]
+    require(package, extra=extra, need=f"--export {form}")
+
+
+def _export(folder: Path, asked: PrepareArguments, progress: PreparationReporter) -> Path | None:
+    if asked.export is None:
+        return None
+    output = asked.export_to or folder.parent / asked.export
+    if not output.exists():  # of the same dataset: its folder is named by what it holds
+        write = export_jsonl_zst if asked.export == "jsonl.zst" else export_tfrecord
+        write(folder, output, progress=lambda done, total: progress("export", done, total))
+    return output

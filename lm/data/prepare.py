@@ -68,6 +68,7 @@ from lm.text.tokenizer import (
     check_tokenizer_config,
     is_trained,
     load_tokenizer,
+    shaping_settings,
     train_tokenizer,
 )
 
@@ -254,7 +255,7 @@ def _fingerprint(settings: _Settings, brought: Tokenizer | None, files: dict[str
         shape["split_seed"] = data.split_seed
     if data.licence:
         shape["licence"] = data.licence
-    shape["tokenizer"] = brought.fingerprint() if brought else dataclasses.asdict(settings.tokenizer)
+    shape["tokenizer"] = brought.fingerprint() if brought else shaping_settings(settings.tokenizer)
     shape["clean"] = _clean_shape(settings.clean)
     dedup = settings.dedup
     shape["dedup"] = dataclasses.asdict(dedup) if dedup.exact or dedup.near or dedup.lines else {}

@@ -490,7 +490,7 @@ def little_disk(tmp_path: Path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("kilobytes", [40, 500, 900, 2500])
+@pytest.mark.parametrize("kilobytes", [40, 1300, 1700, 2500])
 def test_a_disk_that_fills_at_any_stage_is_told_and_left_clean(little_disk: Path, tmp_path: Path, kilobytes: int):
     """Texts, hashes, tokenizer, shards and index grow with the corpus: larger ones fill the disk earlier."""
     rng = np.random.default_rng(0)
