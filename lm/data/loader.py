@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +24,7 @@ from lm.data.mixture import MixedExamples, Mixture, MixtureOrder, check_mixture_
 from lm.data.packing import Batch, Examples, make_examples
 from lm.data.permutation import permute
 from lm.data.store import TokenStore
+from lm.data.workers import start_worker
 from lm.errors import UserError, check
 
 _ENDLESS = 2**53  # steps; far beyond any run, and within what grain counts
@@ -283,23 +281,10 @@ _worker_read: Callable[[int], Batch]  # what this process does, where it is a wo
 
 
 def _start_worker(read: Callable[[int], Batch]) -> None:
-    """Makes a process a worker that leaves signals to the main process and ends with it.
-
-    A terminal's Ctrl-C and a scheduler's SIGTERM reach all processes, and the main one still wants a batch to
-    finish its step. It ends its workers itself; one that was killed can't, so each worker watches for that.
-    """
+    """Makes a process a worker; the main one still wants a batch to finish its step when it is told to stop."""
     global _worker_read
     _worker_read = read
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    start_worker()
 
 
 def _read_in_worker(step: int) -> Batch:

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,8 @@ import numpy as np
 
 from lm.data.atomic import Workspace, resumable_folder
 from lm.data.config import DataConfig
-from lm.data.corpus import Corpus, save_array, split_code
+from lm.data.corpus import Corpus, split_code
+from lm.data.duplicates import Found, remove_duplicates
 from lm.data.manifest import (
     DATASET_VERSION,
     FORMAT_VERSION,
@@ -30,13 +31,12 @@ from lm.data.manifest import (
     TOKENIZER_FOLDER,
     Manifest,
     SourceFile,
-    SplitCounts,
     load_manifest,
     save_manifest,
 )
+from lm.data.preparation import REPORT_FILE, duplicates_report, reading_report, split_report
 from lm.data.runners import RunnerConfig, Task, check_runner_config, run_tasks, whole_output
 from lm.data.sources import (
-    SkipCounts,
     Source,
     check_source_config,
     fingerprint_file,
@@ -46,21 +46,16 @@ from lm.data.sources import (
 )
 from lm.data.stages import (
     REMOVED,
-    DroppedLines,
-    FindExact,
-    FindLines,
-    FindNear,
     ReadUnit,
     WriteShard,
     read_shard,
     split_of,
 )
-from lm.data.statistics import ORDERS, Statistics
 from lm.data.writer import finish_dataset
 from lm.errors import UserError, check
 from lm.text.augment import AugmentConfig, augment_fingerprint, check_augment_config
-from lm.text.clean import RULES, CleanConfig, CleanReport, check_clean_config
-from lm.text.dedup import DedupConfig, check_dedup_config, first_of_cluster, unique_pairs
+from lm.text.clean import RULES, CleanConfig, check_clean_config
+from lm.text.dedup import DedupConfig, check_dedup_config
 from lm.text.filters import read_blocked_words
 from lm.text.tokenizer import (
     Tokenizer,
@@ -78,15 +73,11 @@ Progress = Callable[[str, int, int | None], None]
 """Called now and then with a phase ("fingerprint", "wait", "read", "deduplicate", "train tokenizer", "tokenize"), what
 is done and the total; both in bytes, the total None where nobody knows it."""
 
-REPORT_FILE = "report.json"
-
 # Work is cut by size, never by the number of workers. A larger corpus gets larger pieces, so that no stage has more
 # than some thousands of them.
 _UNIT_BYTES = 32 << 20
 _SHARD_BYTES = 32 << 20
 _MOST_PIECES = 4096
-# Keys looked at together by one task: 16 to 40 bytes each.
-_KEYS_AT_ONCE = 20_000_000
 
 _PACKAGES = (
     "tokenizers",
@@ -98,8 +89,6 @@ _PACKAGES = (
     "charset-normalizer",
     "py3langid",
 )
-_EXAMPLES = 20  # pairs of duplicates shown in the report
-_EXCERPT = 300  # characters of a text shown there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,10 +275,9 @@ def _build(
 ) -> None:
     """Makes the whole dataset in `space.result`; whatever is there from an interrupted attempt is used."""
     units = space.work / "units"
-    reading = _reading_tasks(units, settings, sources)
-    run_tasks(reading, runner, lambda done, total: report("read", done, total))
+    run_tasks(_reading_tasks(units, settings, sources), runner, lambda done, total: report("read", done, total))
     corpus = Corpus(units)
-    found = _remove_duplicates(space.work, corpus, settings.dedup, runner, report)
+    found = remove_duplicates(space.work, corpus, settings.dedup, runner, report)
     _check_training_split(found.fate, corpus, settings.data)
 
     tokenizer = _tokenizer(space.result / TOKENIZER_FOLDER, settings.tokenizer, brought, corpus, found, report)
@@ -307,17 +295,17 @@ def _build(
         f"{settings.data.seq_len}); lower data.seq_len or add text",
     )
 
-    reading_report = _reading_report(corpus)
+    reading = reading_report(corpus)
     removed = {
-        "unreadable": sum(part["total"] for part in reading_report["skipped"].values()),
-        "cleaning": sum(counts["dropped"] for counts in reading_report["documents"].values()),
+        "unreadable": sum(part["total"] for part in reading["skipped"].values()),
+        "cleaning": sum(counts["dropped"] for counts in reading["documents"].values()),
         **found.removed,
     }
     content = {
-        "reading": reading_report,
-        "duplicates": _duplicates_report(corpus, found),
+        "reading": reading,
+        "duplicates": duplicates_report(corpus, found.first, found.exact, found.removed, found.lines),
         "splits": {
-            split: _split_report(splits[split], [(statistics, counts) for _, statistics, counts in read], tokenizer)
+            split: split_report(splits[split], [(statistics, counts) for _, statistics, counts in read], tokenizer)
             for split, read in written.items()
         },
         "tokenizer": {"kind": settings.tokenizer.kind, "vocab_size": tokenizer.vocab_size},
@@ -329,7 +317,7 @@ def _build(
         fingerprint=fingerprint,
         settings={name: _shaping(value) for name, value in vars(settings).items()},
         splits=splits,
-        skipped_documents=sum(counts["empty"] for counts in reading_report["documents"].values()),
+        skipped_documents=sum(counts["empty"] for counts in reading["documents"].values()),
         removed_documents={reason: count for reason, count in removed.items() if count},
         licence=settings.data.licence,
         packages={name: version for name in _PACKAGES if (version := _version(name))},
@@ -376,87 +364,6 @@ def _reading_tasks(units: Path, settings: _Settings, sources: dict[str, Source])
     return tasks
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Where each document goes, and why some go nowhere."""
-
-    fate: np.ndarray
-    """uint8 [n]: the code of its split, or `REMOVED`."""
-    fate_file: Path
-    dropped_lines: tuple[Path, ...]
-    first: np.ndarray
-    """int64 [n]: the document that stays for it; itself if it is no duplicate."""
-    exact: np.ndarray
-    """bool [n]: it equals another."""
-    removed: dict[str, int]
-    lines: int
-    """Lines removed."""
-
-
-def _remove_duplicates(
-    work: Path, corpus: Corpus, dedup: DedupConfig, runner: RunnerConfig, report: Progress
-) -> _Found:
-    """Decides where each document goes, from the columns of the corpus."""
-    n = len(corpus)
-    splits = corpus.column("split").astype(np.uint8)
-    # Test before validation before training, then the order of the sources: who stands in a test set stays there.
-    ranks = np.empty(n, np.int64)
-    ranks[np.lexsort((np.arange(n), -splits.astype(np.int64)))] = np.arange(n)
-    work.mkdir(exist_ok=True)
-    save_array(work / "ranks.npy", ranks)
-    common: dict[str, Any] = {"units": work / "units", "ranks": work / "ranks.npy"}
-    parts = 1 + n // _KEYS_AT_ONCE
-
-    def outputs(kind: str, task: type, count: int, **more: Any) -> list[Task]:
-        return [
-            task(output=work / kind / f"{part:04d}.npy", size=n // count + 1, part=part, parts=count, **common, **more)
-            for part in range(count)
-        ]
-
-    none = np.zeros((0, 2), np.int64)
-    bands = dedup.bands if dedup.near else 0
-    exact = outputs("exact", FindExact, parts) if dedup.exact else []
-    near = [
-        task
-        for band in range(bands)
-        for task in outputs(f"near-{band:03d}", FindNear, parts, band=band, dedup=dedup, exact=work / "exact.npy")
-    ]
-    total = sum(task.size for task in [*exact, *near])
-    if exact:
-        run_tasks(exact, runner, lambda done, _: report("deduplicate", done, total))
-    exact_pairs = np.concatenate([none, *(np.load(task.output) for task in exact)])
-    equal = np.zeros(n, bool)
-    equal[exact_pairs[:, 1]] = True
-    save_array(work / "exact.npy", equal)
-    if near:
-        before = total - sum(task.size for task in near)
-        run_tasks(near, runner, lambda done, _: report("deduplicate", before + done, total))
-    near_pairs = unique_pairs(np.concatenate([none, *(np.load(task.output) for task in near)]))
-    first = first_of_cluster(n, np.concatenate([exact_pairs, near_pairs]), ranks)
-    again = first != np.arange(n)
-    fate = np.where(again, np.uint8(REMOVED), splits)
-    removed = {"exact duplicate": int((again & equal).sum()), "near duplicate": int((again & ~equal).sum())}
-
-    fate_file = work / "fate.npy"
-    save_array(fate_file, fate)
-    dropped: tuple[Path, ...] = ()
-    lines = 0
-    if dedup.lines:
-        count = 1 + int(corpus.column("line_count").sum()) // _KEYS_AT_ONCE
-        # What is kept now and what is left once lines are gone are two files: an interrupted task finds the first.
-        tasks = outputs("lines", FindLines, count, fate=fate_file)
-        run_tasks(tasks, runner, lambda done, total: report("find repeated lines", done, total))
-        dropped = tuple(task.output for task in tasks)
-        for offset, emptied, gone in DroppedLines(corpus, dropped).emptied():
-            there = fate[offset : offset + len(emptied)]
-            removed["repeated lines"] = removed.get("repeated lines", 0) + int((emptied & (there != REMOVED)).sum())
-            there[emptied] = REMOVED
-            lines += gone
-        fate_file = work / "fate-lines.npy"
-        save_array(fate_file, fate)
-    return _Found(fate, fate_file, dropped, first, equal, removed, lines)
-
-
 def _check_training_split(fate: np.ndarray, corpus: Corpus, data: DataConfig) -> None:
     there = {split: int((fate == split_code(split)).sum()) for split in SPLITS}
     if not there["train"]:
@@ -466,7 +373,7 @@ def _check_training_split(fate: np.ndarray, corpus: Corpus, data: DataConfig) ->
                 f"the training split is empty: the {held_out} documents of data.source {data.source!r} were all held "
                 "out; make more documents (data.document) or lower data.validation_fraction and data.test_fraction"
             )
-        counts = _reading_report(corpus)["documents"].get("source", {})
+        counts = reading_report(corpus)["documents"].get("source", {})
         reasons = [f"{counts.get('empty', 0)} empty documents"]
         reasons += [f"{counts['dropped']} dropped by cleaning"] if counts.get("dropped") else []
         reasons += [f"{count} removed as duplicates"] if (count := int((fate == REMOVED).sum())) else []
@@ -484,7 +391,7 @@ def _tokenizer(
     config: TokenizerConfig,
     brought: Tokenizer | None,
     corpus: Corpus,
-    found: _Found,
+    found: Found,
     report: Progress,
 ) -> Tokenizer:
     """The tokenizer, saved in `folder`; trained on the training split as it will be written, without copies."""
@@ -495,7 +402,7 @@ def _tokenizer(
     return load_tokenizer(folder)
 
 
-def _training_texts(config: TokenizerConfig, corpus: Corpus, found: _Found, report: Progress) -> Iterator[str]:
+def _training_texts(config: TokenizerConfig, corpus: Corpus, found: Found, report: Progress) -> Iterator[str]:
     done = 0
     for ordinal, _, text in corpus.documents(0, len(corpus)):
         if found.fate[ordinal] == split_code("train"):
@@ -504,7 +411,7 @@ def _training_texts(config: TokenizerConfig, corpus: Corpus, found: _Found, repo
             report("train tokenizer", min(done, config.training_bytes), config.training_bytes)
 
 
-def _writing_tasks(space: Workspace, corpus: Corpus, found: _Found, settings: _Settings) -> dict[str, list[WriteShard]]:
+def _writing_tasks(space: Workspace, corpus: Corpus, found: Found, settings: _Settings) -> dict[str, list[WriteShard]]:
     """Cuts each split into shards of about equal bytes of text, at documents."""
     sizes = np.concatenate([np.zeros(0, np.int64), *(unit.sizes() for unit in corpus.units)])
     tasks: dict[str, list[WriteShard]] = {}
@@ -538,78 +445,6 @@ def _writing_tasks(space: Workspace, corpus: Corpus, found: _Found, settings: _S
             for number, (start, stop) in enumerate(zip(starts, stops))
         ]
     return tasks
-
-
-# What the report says.
-
-
-def _reading_report(corpus: Corpus) -> dict[str, Any]:
-    documents: dict[str, dict[str, int]] = {}
-    skipped: dict[str, SkipCounts] = {}
-    for unit in corpus.units:
-        counts = documents.setdefault(unit.summary["role"], {})
-        for name, count in unit.summary["counts"].items():
-            counts[name] = counts.get(name, 0) + count
-        skipped.setdefault(unit.summary["role"], SkipCounts()).merge(SkipCounts(**unit.summary["skipped"]))
-    clean = CleanReport.merge([CleanReport.from_dict(unit.summary["clean"]) for unit in corpus.units])
-    return {
-        "documents": documents,
-        "skipped": {role: {"total": found.total, **dataclasses.asdict(found)} for role, found in skipped.items()},
-        "clean": clean.to_dict(),
-    }
-
-
-def _duplicates_report(corpus: Corpus, found: _Found) -> dict[str, Any]:
-    (again,) = np.nonzero(found.first != np.arange(len(found.first)))
-    splits = corpus.column("split")
-    across: dict[str, int] = {}
-    for code_again in range(len(SPLITS)):
-        for code_first in range(len(SPLITS)):
-            count = int(((splits[again] == code_again) & (splits[found.first[again]] == code_first)).sum())
-            if count and code_again != code_first:
-                across[f"{SPLITS[code_again]} document that also stands in {SPLITS[code_first]}"] = count
-    # The first pairs of each kind, those across splits before others: they are what a reader worries about.
-    order = np.lexsort((again, splits[again] == splits[found.first[again]], found.exact[again]))
-    exact = again[order[found.exact[again[order]]]][: _EXAMPLES // 2]
-    near = again[order[~found.exact[again[order]]]][: _EXAMPLES // 2]
-    return {
-        "removed": found.removed,
-        "across_splits": across,
-        "lines_removed": found.lines,
-        "examples": [
-            {
-                "kind": "exact" if found.exact[ordinal] else "near",
-                **_excerpt(corpus, int(ordinal), "removed"),
-                **_excerpt(corpus, int(found.first[ordinal]), "kept"),
-            }
-            for ordinal in [*near, *exact]
-        ],
-    }
-
-
-def _excerpt(corpus: Corpus, ordinal: int, what: str) -> dict[str, str]:
-    unit, i = corpus.locate(ordinal)
-    split = SPLITS[int(unit.column("split")[i])]
-    return {f"{what}_key": unit.key(i), f"{what}_split": split, f"{what}_text": unit.text(i)[:_EXCERPT]}
-
-
-def _split_report(
-    counts: SplitCounts, parts: Sequence[tuple[dict[str, Any], np.ndarray]], tokenizer: Tokenizer
-) -> dict[str, Any]:
-    statistics = Statistics.merged(part for part, _ in parts)
-    token_counts = np.sum([count for _, count in parts], axis=0)
-    frequent = np.argsort(-token_counts, kind="stable")[:20]
-    unknown = None if tokenizer.unk_id is None else int(token_counts[tokenizer.unk_id])
-    return {
-        **dataclasses.asdict(counts),
-        "characters": statistics.characters,
-        "length_bins": {str(b): count for b, count in sorted(statistics.length_bins.items())},
-        "sampled_characters": statistics.sampled_characters,
-        "ngrams": {str(n): statistics.top(n, 20) for n in ORDERS},
-        "unknown_tokens": unknown,
-        "unused_tokens": int((token_counts == 0).sum()),
-        "frequent_tokens": [[tokenizer.id_to_piece(int(i)), int(token_counts[i])] for i in frequent if token_counts[i]],
-    }
 
 
 def _version(package: str) -> str | None:

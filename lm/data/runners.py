@@ -15,7 +15,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from lm.data.workers import start_worker
 from lm.errors import UserError, check, require
 
 Report = Callable[[int, int], None]
@@ -120,24 +120,6 @@ def _in_processes(tasks: Sequence[Task], workers: int) -> Iterator[Task]:
 
 def _call(task: Task) -> None:
     task()
-
-
-def start_worker() -> None:
-    """Makes this process a worker that leaves signals to the main process and ends with it.
-
-    A terminal's Ctrl-C and a scheduler's SIGTERM reach all processes. The main one ends its workers itself; one that
-    was killed can't, so each worker watches for that.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _beam():

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from lm.data.preparation import EXCERPT_CHARACTERS
 from lm.report.page import Html, Section, bars, beside, element, fold, join, number, percent, table
 from lm.report.texts import Unit, differences, excerpt, shown
 from lm.text.clean import RULES
 
-# How much of a text the examples of `lm.text.report` and of `lm.data.prepare` hold.
+# How much of a text the examples of `lm.text.report` hold.
 _CHANGE_CUT = 80
-_DUPLICATE_CUT = 300
 
 
 def unreadable(skipped: dict[str, Any]) -> Section | None:
@@ -153,6 +153,6 @@ def _pair(pair: dict[str, str]) -> Html:
     before, after = pair["removed_text"], pair["kept_text"]
     if before == after:
         caption = element("figcaption", join([removed, ", ", kept, ": the same, as far as shown"]))
-        return element("figure", caption, excerpt(before, cut=_DUPLICATE_CUT))
-    left, right = differences(before, after, by="word", cut=_DUPLICATE_CUT)
+        return element("figure", caption, excerpt(before, cut=EXCERPT_CHARACTERS))
+    left, right = differences(before, after, by="word", cut=EXCERPT_CHARACTERS)
     return beside((removed, left), (kept, right))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.data.manifest import TOKENIZER_FOLDER, Manifest, load_manifest
-from lm.data.prepare import REPORT_FILE
+from lm.data.preparation import REPORT_FILE
 from lm.errors import UserError, check
 from lm.report.examples import cleaning, duplicates, unreadable
 from lm.report.page import (
