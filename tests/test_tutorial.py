@@ -1,0 +1,113 @@
+"""The tutorial's commands run, its outputs are real, and both languages show the same."""
+
+import glob
+import json
+import re
+import runpy
+import shlex
+import shutil
+import sysconfig
+import warnings
+from pathlib import Path
+
+import pytest
+
+from lm import cli
+from lm.text.clean import RULES
+
+DOCS = Path(__file__).parent.parent / "docs"
+TUTORIALS = ("tutorial.md", "tutorial.zh.md")
+# What is made small so that it takes seconds.
+SMALL = "--tokenizer.vocab-size 400 --data.validation-fraction 0.4"
+TINY = {
+    "prepare": SMALL,
+    "train": f"{SMALL} --train.steps 2 --train.batch-size 4 --train.eval-every 0 --model.d-model 16"
+    " --model.n-layers 1 --model.n-heads 2 --mesh.devices 1",
+    "evaluate": "--mesh.devices 1",
+    "generate": "--max-new-tokens 4",
+}
+PRINTS = ("hand.py", "hanzi.py", "rows.py", "windows.py")  # always the same
+
+
+def blocks(name: str, kind: str) -> list[str]:
+    """The code blocks of a kind ("" for outputs) in a document."""
+    text = (DOCS / name).read_text(encoding="utf-8")
+    return [body for found, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M) if found == kind]
+
+
+def commands(name: str) -> list[str]:
+    return [line for block in blocks(name, "bash") for line in block.splitlines() if line]
+
+
+def files(name: str) -> dict[str, str]:
+    """The files that a reader is asked to save; each says its name first."""
+    return {block.partition("\n")[0].removeprefix("# "): block for block in blocks(name, "python")}
+
+
+def test_both_languages_show_the_same_code():
+    english, chinese = ((commands(name), files(name)) for name in TUTORIALS)
+    assert english == chinese
+    outputs = [blocks(name, "") for name in TUTORIALS]
+    assert outputs[0] == outputs[1]
+    for name in TUTORIALS:
+        text = (DOCS / name).read_text(encoding="utf-8")
+        assert all(f"`{file}`" in text for file in files(name)), "a reader is told how to call each file"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder, and a Python with a small library."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    (tmp_path / "library" / "test").mkdir(parents=True)
+    for module in ("argparse.py", "ast.py", "textwrap.py", "random.py", "statistics.py", "calendar.py", "heapq.py"):
+        shutil.copy(library / module, tmp_path / "library" / module)
+    (tmp_path / "library" / "test" / "left_out.py").write_text('"""Of the tests."""\n', encoding="utf-8")
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "library")})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_commands_that_are_shown_run(folder, capsys):
+    for name, code in files("tutorial.md").items():
+        (folder / name).write_text(code, encoding="utf-8")
+    outputs = blocks("tutorial.md", "")
+    for command in commands("tutorial.md"):
+        program, *arguments = shlex.split(command)
+        capsys.readouterr()
+        if program == "python":
+            with warnings.catch_warnings():
+                runpy.run_path(arguments[0], run_name="__main__")
+            if arguments[0] in PRINTS:
+                assert capsys.readouterr().out in outputs, arguments[0]
+            continue
+        assert program == "lm"
+        given = [path for argument in arguments for path in (sorted(glob.glob(argument)) or [argument])]
+        assert cli.main([*given, *shlex.split(TINY.get(given[0], ""))]) == 0, command
+    documents = [json.loads(line) for line in (folder / "texts/docstrings.jsonl").read_text("utf-8").splitlines()]
+    assert {document["module"] for document in documents} >= {"argparse.py", "heapq.py"}
+    assert "test/left_out.py" not in {document["module"] for document in documents}
+    assert len(commands("tutorial.md")) >= 10
+    # One dataset: that of `lm prepare` is the one that `lm train` finds.
+    assert len(list((folder / "datasets/docstrings").glob("*/1.0.0"))) == 1
+
+
+def test_the_table_of_cleaning_rules_is_that_of_the_code():
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \|$", (DOCS / "data.md").read_text("utf-8"), re.M)
+    shown = {
+        name: (summary.replace("&lt;", "<").replace("&gt;", ">"), tuple(re.findall(r"`(\w+)`", options)), package)
+        for name, summary, options, package in rows
+        if name in RULES
+    }
+    assert shown == {name: (rule.summary, rule.options, rule.package or "") for name, rule in RULES.items()}
+    assert list(shown) == list(RULES)
+
+
+@pytest.mark.parametrize("name", [*TUTORIALS, "data.md"])
+def test_links_lead_somewhere(name):
+    text = (DOCS / name).read_text(encoding="utf-8")
+    anchors = {
+        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)
+    }
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", text):
+        assert not target or (DOCS / target).exists(), f"{name} links to {target}"
+        assert target or anchor in anchors, f"{name} links to #{anchor}"
