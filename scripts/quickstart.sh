@@ -18,8 +18,8 @@ train() {
 }
 
 if [ ! -f "$run/config.json" ]; then
-  say "1. Train a small GPT on the Python standard library (about five minutes)"
-  train configs/quickstart.py --run "$run" --stop-at 600 "$@"
+  say "1. Train a small GPT on the Python standard library (about three minutes)"
+  train configs/quickstart.py --run "$run" --stop-at 400 "$@"
 fi
 if ! grep -q '"finished"' "$run/status.json" 2>/dev/null; then
   say "2. How good is it so far? Bits per byte, beside two codes that know no language"
