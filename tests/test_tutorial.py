@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from lm import cli
+from lm import config as configs
+from lm.config import Experiment
+from lm.run import check_experiment
 from lm.text.clean import RULES
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -89,6 +92,19 @@ def test_commands_that_are_shown_run(folder, capsys):
     assert len(commands("tutorial.md")) >= 10
     # One dataset: that of `lm prepare` is the one that `lm train` finds.
     assert len(list((folder / "datasets/docstrings").glob("*/1.0.0"))) == 1
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_what_to_try_next_is_there_to_be_tried(name, tmp_path):
+    (tmp_path / "words.py").write_text(files(name)["words.py"], encoding="utf-8")
+    text = (DOCS / name).read_text(encoding="utf-8")
+    listed = [shlex.split(options) for options in re.findall(r"^- `(--[^`]*)`", text, re.M)]
+    assert len(listed) == 4
+    for options in listed:
+        if "--run" in options:
+            options = options[: options.index("--run")]
+        asked = configs.parse(Experiment, configs.load_file(tmp_path / "words.py"), options, prog="lm train")
+        check_experiment(asked)
 
 
 def test_the_table_of_cleaning_rules_is_that_of_the_code():
