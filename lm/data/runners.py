@@ -38,7 +38,7 @@ class RunnerConfig:
     workers: int = 1
     """Processes at work, for local and DirectRunner; other runners take their number from `options`."""
     options: tuple[str, ...] = ()
-    """Passed on to Beam, such as --flink_master=localhost:8081."""
+    """Passed on to Beam, without their dashes: flink_master=localhost:8081 parallelism=8."""
 
 
 class Task(Protocol):
@@ -137,7 +137,8 @@ def _run_on_beam(tasks: Sequence[Task], config: RunnerConfig) -> None:
     from apache_beam.options.pipeline_options import PipelineOptions
 
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    flags = ["--default_sdk_harness_log_level=ERROR", *config.options]
+    # Without dashes, as a command line would take `--options --a=1 --b=2` for options of its own.
+    flags = ["--default_sdk_harness_log_level=ERROR", *(f"--{option.removeprefix('--')}" for option in config.options)]
     if config.runner == "DirectRunner" and config.workers > 1:
         flags += [f"--direct_num_workers={config.workers}", "--direct_running_mode=multi_processing"]
     with beam.Pipeline(runner=config.runner, options=PipelineOptions(flags)) as pipeline:

@@ -103,3 +103,20 @@ def test_a_file_or_folder_is_whole_or_not_there(tmp_path: Path):
 def test_a_runner_that_cannot_be_had_is_refused(config: RunnerConfig, message: str):
     with pytest.raises(UserError, match=message):
         check_runner_config(config)
+
+
+@pytest.mark.parametrize("dashes", ["", "--"])
+def test_beam_is_given_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dashes: str):
+    """Several of them: on a command line only words without dashes can follow one another."""
+    beam = pytest.importorskip("apache_beam")
+    real, seen = beam.Pipeline, []
+
+    def recorded(*, runner, options):
+        seen.append(options.get_all_options())
+        return real(runner=runner, options=options)
+
+    monkeypatch.setattr(beam, "Pipeline", recorded)
+    options = (f"{dashes}job_name=night", f"{dashes}direct_num_workers=1")
+    config = RunnerConfig(runner="DirectRunner", options=options)
+    run_tasks([Note(tmp_path / "t", tmp_path / "log")], config, lambda done, total: None)
+    assert [(given["job_name"], given["direct_num_workers"]) for given in seen] == [("night", 1)]
