@@ -417,7 +417,8 @@ def _fit(run: RunDirectory, parts: _Parts, reporter: Reporter, stop_at: int | No
             stop_at=stop_at,
         )
     except BaseException as error:
-        run.set_status("failed", reason=str(error) or type(error).__name__)
+        with contextlib.suppress(OSError):  # on a full disk it can't be written either; what was raised says so
+            run.set_status("failed", reason=str(error) or type(error).__name__)
         logger.info("failed: %s", error)  # for log.txt; whoever called us tells the person
         raise
     finally:
