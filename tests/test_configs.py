@@ -1,9 +1,14 @@
 """The configs that ship: each loads, says how to run it, and survives being saved."""
 
+import csv
+import dataclasses
 import itertools
 import json
 import math
 import re
+import runpy
+import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -16,20 +21,26 @@ from lm import run as runs
 from lm import tree
 from lm.cli import main
 from lm.config import Experiment
+from lm.data.manifest import Manifest, load_manifest
+from lm.data.prepare import prepare
+from lm.data.store import DatasetStore
 from lm.models.transformer import Transformer, flops_per_token
 from lm.optim import make_optimizer, make_schedule
+from lm.text.tokenizer import load_tokenizer
 from lm.train import abstract_params, make_program
 
 REPOSITORY = Path(__file__).parent.parent
-CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
-PTB = REPOSITORY.parent / "shared" / "data" / "ptb"
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.py"))
+DATA_CONFIGS = REPOSITORY / "configs" / "data"
+DATA = REPOSITORY.parent / "shared" / "data"
+PTB = DATA / "ptb"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_is_a_lab_note_and_an_experiment(path: Path):
     note = configs.describe(path)
     assert re.match(r"[A-Z].*\.\n\n", note), "what it trains, in one sentence"
-    assert f"lm train configs/{path.name}" in note, "the exact command"
+    assert f"lm train {path.relative_to(REPOSITORY).as_posix()}" in note, "the exact command"
     if "not been run" in note:  # then it says what the time is reckoned from
         assert re.search(r"floating-point operations[:,]\s+\S+\s+days on", note), "the time it would take"
     else:
@@ -89,3 +100,101 @@ def test_ptb_perplexity_falls_at_every_evaluation(tmp_path: Path, monkeypatch: p
     assert len(perplexities) == 5
     assert all(later < earlier for earlier, later in itertools.pairwise(perplexities)), perplexities
     assert perplexities[-1] < 400
+
+
+def prepared(name: str, root: Path, **sources: str | None) -> tuple[Path, Manifest]:
+    """The dataset of a config in configs/data, of other sources."""
+    asked = configs.load_file(DATA_CONFIGS / f"{name}.py")
+    data = dataclasses.replace(asked.data, root=str(root), **sources)  # type: ignore[arg-type]
+    folder = prepare(data, asked.tokenizer, clean=asked.clean, dedup=asked.dedup, augment=asked.augment)
+    return folder, load_manifest(folder)
+
+
+def words(path: Path) -> tuple[Counter[str], int]:
+    """Words as spaces separate them, and how many lines hold any."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return Counter(word for line in lines for word in line.split()), sum(bool(line.strip()) for line in lines)
+
+
+# Tokens with an end of sentence a line, as published: of PTB in Mikolov 2010 and after, checked against wc.
+PTB_TOKENS = {"train": 929_589, "validation": 73_760, "test": 82_430}
+
+
+@pytest.mark.skipif(not PTB.exists(), reason="the Penn Treebank is not at hand")
+def test_ptb_has_its_published_tokens(tmp_path: Path):
+    """The two small files; the vocabulary is that of the one in the place of the training file."""
+    valid, test = (f"text:{PTB / f'ptb.{part}.txt'}" for part in ("valid", "test"))
+    _, manifest = prepared("ptb", tmp_path, source=test, validation_source=valid, test_source=None)
+    assert {split: counts.tokens for split, counts in manifest.splits.items()} == {
+        "train": PTB_TOKENS["test"],
+        "validation": PTB_TOKENS["validation"],
+    }
+    counted, _ = words(PTB / "ptb.test.txt")
+    assert "<unk>" in counted
+    assert manifest.vocab_size == len(counted) + 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PTB.exists(), reason="the Penn Treebank is not at hand")
+def test_ptb_has_ten_thousand_words(tmp_path: Path):
+    train, valid, test = (f"text:{PTB / f'ptb.{part}.txt'}" for part in ("train", "valid", "test"))
+    _, manifest = prepared("ptb", tmp_path, source=train, validation_source=valid, test_source=test)
+    assert {split: counts.tokens for split, counts in manifest.splits.items()} == PTB_TOKENS
+    assert manifest.vocab_size == 10_000
+
+
+@pytest.mark.skipif(not (DATA / "wikitext2").exists(), reason="WikiText-2 is not at hand")
+def test_wikitext2_keeps_every_word(tmp_path: Path):
+    valid = DATA / "wikitext2" / "valid.txt"
+    folder, manifest = prepared("wikitext2", tmp_path, source=f"text:{valid}", validation_source=None)
+    counted, lines = words(valid)
+    assert manifest.splits["train"].tokens + manifest.splits["validation"].tokens == counted.total() + lines == 216_347
+    assert manifest.skipped_documents == 3760 - lines  # all others are blank
+    store, unknown = DatasetStore(folder, "train"), load_tokenizer(folder / "tokenizer").unk_id
+    # Only what the file itself spells <unk> is unknown in training.
+    split_unknown = int((store.read(0, store.n_tokens) == unknown).sum())
+    assert 0.9 * counted["<unk>"] < split_unknown <= counted["<unk>"]
+
+
+REVIEW = "房间很干净，早餐也很丰富，离地铁站只要五分钟，下次来还会住这里。"
+
+
+@pytest.fixture
+def chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A few files of the forms that scripts/gather_zh.py reads, and what it makes of them."""
+    pytest.importorskip("opencc")
+    folder = tmp_path / "zh"
+    folder.mkdir()
+    running = [f"第{i}天，我们沿着河边走了{i + 3}公里，在村口的小店里喝茶，听老人讲从前的事。" for i in range(40)]
+    running += [
+        "请联系客服，电话13812345678，或者写信到service@example.com，我们会尽快回复您。",
+        "看这里看这里看这里看这里",
+    ]
+    (folder / "CLUECorpusSmall_sampled.txt").write_text("\n".join(running) + "\n", encoding="utf-8")
+    with (folder / "ChnSentiCorp_htl_all.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows([("label", "review"), (1, REVIEW), (1, f" {REVIEW}"), (0, "一般"), (0, "")])
+    (folder / "thucnews_short_dev.txt").write_text("同步首秀：港股缩量回调\t2\n", encoding="utf-8")
+    poem = [{"author": "無名", "paragraphs": ["風從遠處來，", "雲向山中去。"]}]
+    for name in ("poet.tang.0.json", "songci300.json"):
+        (folder / name).write_text(json.dumps(poem, ensure_ascii=False), encoding="utf-8")
+    output = tmp_path / "mixed.jsonl"
+    monkeypatch.setattr(sys, "argv", ["gather_zh.py", str(folder), str(output)])
+    runpy.run_path(str(REPOSITORY / "scripts" / "gather_zh.py"), run_name="__main__")
+    return output
+
+
+def test_zh_mixed_keeps_short_texts_and_drops_what_it_says(chinese: Path, tmp_path: Path):
+    folder, manifest = prepared("zh_mixed", tmp_path, source=f"jsonl:{chinese}", validation_fraction=0.0)
+    store, tokenizer = DatasetStore(folder, "train"), load_tokenizer(folder / "tokenizer")
+    texts = [
+        tokenizer.decode(store.read(int(start), int(stop) - 1).tolist())
+        for start, stop in itertools.pairwise(store.document_offsets)
+    ]
+    assert texts.count(REVIEW) == 1
+    assert "同步首秀：港股缩量回调" in texts, "a title of eleven characters"
+    assert texts.count("风从远处来，\n云向山中去。") == 1, "simplified, and once of twice"
+    assert not any("看这里" in text or text == "一般" for text in texts)
+    assert any("<PHONE>" in text and "<EMAIL>" in text for text in texts)
+    assert sum(text.startswith("第") for text in texts) + manifest.removed_documents["near duplicate"] == 40
+    assert manifest.removed_documents["exact duplicate"] == 2
+    assert manifest.removed_documents["cleaning"] == 2
