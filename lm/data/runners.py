@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import logging
 import multiprocessing
@@ -75,6 +76,13 @@ def check_runner_config(config: RunnerConfig) -> None:
         raise UserError(
             f"--runner is {config.runner!r}; choose local, DirectRunner or another runner of Apache Beam ({reason})"
         ) from None
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            _beam_options(config).get_all_options()
+    except SystemExit:  # its parser is made for whole programs
+        reason = complaint.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        raise UserError(f"--options {' '.join(config.options)}: {reason or 'Beam does not take them'}") from None
 
 
 def run_tasks(tasks: Sequence[Task], config: RunnerConfig, report: Report) -> None:
@@ -132,16 +140,20 @@ def _beam():
         logging.disable(before)
 
 
-def _run_on_beam(tasks: Sequence[Task], config: RunnerConfig) -> None:
-    beam = _beam()
+def _beam_options(config: RunnerConfig):
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
     # Without dashes, as a command line would take `--options --a=1 --b=2` for options of its own.
     flags = ["--default_sdk_harness_log_level=ERROR", *(f"--{option.removeprefix('--')}" for option in config.options)]
     if config.runner == "DirectRunner" and config.workers > 1:
         flags += [f"--direct_num_workers={config.workers}", "--direct_running_mode=multi_processing"]
-    with beam.Pipeline(runner=config.runner, options=PipelineOptions(flags)) as pipeline:
+    return PipelineOptions(flags)
+
+
+def _run_on_beam(tasks: Sequence[Task], config: RunnerConfig) -> None:
+    beam = _beam()
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    with beam.Pipeline(runner=config.runner, options=_beam_options(config)) as pipeline:
         # The shuffle between spreads the tasks over the workers; nothing but their descriptions goes through it.
         _ = pipeline | beam.Create(list(tasks)) | beam.Reshuffle() | beam.Map(_call_and_note_failure)
     for task in tasks:

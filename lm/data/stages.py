@@ -111,7 +111,9 @@ class ReadUnit:
             columns["exact"] = exact_hashes(texts)
         if self.dedup.near:
             columns["signature"] = signatures(texts, self.dedup)
-            columns["bands"] = band_keys(columns["signature"], self.dedup)
+            keys = band_keys(columns["signature"], self.dedup)
+            # A column a band: who looks at one band reads nothing of the others.
+            columns |= {band_column(band): keys[:, band] for band in range(keys.shape[1])}
         if self.dedup.lines:
             hashes = [line_hashes(text, self.dedup) for text in texts]
             columns["line_hash"] = np.concatenate([np.zeros(0, np.uint64), *(found for _, found in hashes)])
@@ -190,8 +192,7 @@ class FindNear(_FindPairs):
     def __call__(self) -> None:
         """See `_FindPairs`."""
         corpus = Corpus(self.units)
-        parts = [unit.column("bands")[:, self.band] for unit in corpus.units if len(unit)]
-        keys = np.concatenate([np.zeros(0, np.uint64), *parts])
+        keys = corpus.column(band_column(self.band))
         ordinals = self._mine(keys)
         ordinals = ordinals[~np.load(self.exact, mmap_mode="r")[ordinals]]
         ranks = np.load(self.ranks, mmap_mode="r")
@@ -201,6 +202,11 @@ class FindNear(_FindPairs):
         pairs = ordinals[candidate_pairs(keys[ordinals], np.arange(len(ordinals)), self.dedup.bucket_window)]
         rows: Any = _Rows(corpus, "signature")  # as good as the array it stands for
         self._save(pairs[similar(rows, pairs, self.dedup)])
+
+
+def band_column(band: int) -> str:
+    """The column of a band's keys."""
+    return f"band_{band:03d}"
 
 
 class _Rows:

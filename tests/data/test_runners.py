@@ -97,6 +97,10 @@ def test_a_file_or_folder_is_whole_or_not_there(tmp_path: Path):
     [
         (RunnerConfig(workers=0), "--workers is 0; it must be at least 1"),
         (RunnerConfig(options=("--x=1",)), "--options --x=1 are for Beam"),
+        (
+            RunnerConfig(runner="DirectRunner", options=("direct_num_workers=many",)),
+            "--options direct_num_workers=many: .*invalid int value: 'many'",
+        ),
         (RunnerConfig(runner="NoSuchRunner"), "--runner is 'NoSuchRunner'; choose local, DirectRunner"),
     ],
 )
