@@ -399,11 +399,11 @@ def split_batches(
 
 
 def _fit(run: RunDirectory, parts: _Parts, reporter: Reporter, stop_at: int | None) -> Outcome:
+    run.set_status("running")
     handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("lm")
     logger.addHandler(handler)
-    run.set_status("running")
     try:
         outcome = fit(
             run,

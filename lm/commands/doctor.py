@@ -41,7 +41,6 @@ EXTRAS = {
     "opencc-python-reimplemented": "text",
     "py3langid": "text",
     "pyarrow": "text",
-    "rensa": "text",
     "trafilatura": "text",
     "zstandard": "text",
     "apache-beam": "beam",
