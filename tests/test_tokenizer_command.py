@@ -71,9 +71,12 @@ def test_a_table_of_several(place: Path, capsys: pytest.CaptureFixture[str]):
 def test_pieces_of_a_text(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     assert main(["tokenizer", "show", "byte", "a床\n", "--ids"]) == 0
     assert capsys.readouterr().out == "a|床×3|␤\n\n97 229 186 138 10\n5 tokens, 3 characters, 5 bytes\n"
-    monkeypatch.setattr("sys.stdin", io.StringIO("ab"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ab")))
     assert main(["tokenizer", "show", "byte"]) == 0
     assert capsys.readouterr().out.startswith("a|b\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xffb")))
+    assert main(["tokenizer", "show", "byte"]) == 2
+    assert "standard input is not UTF-8 at byte 1; convert it" in capsys.readouterr().err
 
 
 def test_pieces_are_coloured_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

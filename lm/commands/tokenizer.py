@@ -210,13 +210,20 @@ def _table(rows: list[Comparison], title: str) -> Table:
 
 def _show(asked: ShowArguments) -> int:
     tokenizer = _open(asked.tokenizer, asked.lowercase)
-    text = sys.stdin.read() if asked.text is None else asked.text
+    text = _standard_input() if asked.text is None else asked.text
     console = open_console()
     ids = _pieces(console, tokenizer, text)
     if asked.ids:
         show(console, " ".join(map(str, ids)))
     show(console, f"{len(ids)} tokens, {len(text)} characters, {len(text.encode('utf-8'))} bytes")
     return DONE
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 at byte {error.start}; convert it to UTF-8 first") from None
 
 
 def _pieces(console: Console, tokenizer: Tokenizer, text: str) -> list[int]:

@@ -373,11 +373,19 @@ def _check_training_split(fate: np.ndarray, corpus: Corpus, data: DataConfig) ->
                 f"the training split is empty: the {held_out} documents of data.source {data.source!r} were all held "
                 "out; make more documents (data.document) or lower data.validation_fraction and data.test_fraction"
             )
-        counts = reading_report(corpus)["documents"].get("source", {})
-        reasons = [f"{counts.get('empty', 0)} empty documents"]
+        reading = reading_report(corpus)
+        counts, skipped = reading["documents"].get("source", {}), reading["skipped"].get("source", {})
+        reasons = [f"{count} left out: {reason}" for reason, count in skipped.get("counts", {}).items()]
         reasons += [f"{counts['dropped']} dropped by cleaning"] if counts.get("dropped") else []
         reasons += [f"{count} removed as duplicates"] if (count := int((fate == REMOVED).sum())) else []
-        raise UserError(f"data.source {data.source!r} holds no text ({', '.join(reasons)}); name another source")
+        if reasons:
+            remedy = "look at what was left out, and at the settings that say so"
+            example = next((found[0] for found in skipped.get("examples", {}).values() if found), None)
+            remedy += f"; the first: {example}" if example else ""
+        else:
+            remedy = "name another source"
+        reasons.append(f"{counts.get('empty', 0)} empty documents")
+        raise UserError(f"data.source {data.source!r} holds no text ({', '.join(reasons)}); {remedy}")
     for split in ("validation", "test"):
         source = getattr(data, f"{split}_source")
         check(
@@ -403,12 +411,15 @@ def _tokenizer(
 
 
 def _training_texts(config: TokenizerConfig, corpus: Corpus, found: Found, report: Progress) -> Iterator[str]:
-    done = 0
+    done, total = 0, 0
+    for unit, offset in zip(corpus.units, corpus.offsets):
+        total += int(unit.sizes()[found.fate[offset : offset + len(unit)] == split_code("train")].sum())
+    total = min(total, config.training_bytes)
     for ordinal, _, text in corpus.documents(0, len(corpus)):
         if found.fate[ordinal] == split_code("train"):
             yield text
             done += len(text.encode("utf-8"))
-            report("train tokenizer", min(done, config.training_bytes), config.training_bytes)
+            report("train tokenizer", min(done, total), total)
 
 
 def _writing_tasks(space: Workspace, corpus: Corpus, found: Found, settings: _Settings) -> dict[str, list[WriteShard]]:

@@ -186,7 +186,13 @@ def _check_languages(wanted: tuple[str, ...]) -> None:
 
     known = languages()
     for code in wanted:
-        check(code in known, f"clean.languages has {code!r}; the languages known are {', '.join(sorted(known))}")
+        if code not in known:
+            close = difflib.get_close_matches(code.lower(), sorted(known), 1, cutoff=0.5)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(
+                f"clean.languages has {code!r}{hint}; write ISO 639-1 codes, such as en, zh, de, fr, ja "
+                f"({len(known)} languages are known)"
+            )
 
 
 class Cleaner:

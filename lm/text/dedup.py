@@ -26,7 +26,7 @@ MinHash signatures (Broder 1997): the share of equal entries, with a standard er
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -66,17 +66,30 @@ class DedupConfig:
     """Shorter lines are never removed. Spaces don't count; a Chinese, Japanese or Korean character counts twice."""
 
 
+_READ_BY = {
+    **dict.fromkeys(("ngram", "threshold", "permutations", "bands", "bucket_window", "seed"), "near"),
+    "min_line_characters": "lines",
+}
+
+
 def check_dedup_config(config: DedupConfig) -> None:
     """Raises `UserError` for settings that make no sense."""
     for name in ("ngram", "permutations", "bands", "bucket_window", "min_line_characters"):
         value = getattr(config, name)
-        check(value >= 1, f"dedup.{name} is {value}; it must be at least 1.")
-    check(config.seed >= 0, f"dedup.seed is {config.seed}; it must not be negative.")
-    check(0 < config.threshold <= 1, f"dedup.threshold is {config.threshold}; it must be above 0 and at most 1.")
+        check(value >= 1, f"dedup.{name} is {value}; it must be at least 1")
+    check(config.seed >= 0, f"dedup.seed is {config.seed}; it must not be negative")
+    check(0 < config.threshold <= 1, f"dedup.threshold is {config.threshold}; it must be above 0 and at most 1")
     check(
         config.permutations % config.bands == 0,
-        f"dedup.bands is {config.bands}; it must divide dedup.permutations, {config.permutations}.",
+        f"dedup.bands is {config.bands}; it must divide dedup.permutations, {config.permutations}",
     )
+    for field in fields(config):
+        value, reader = getattr(config, field.name), _READ_BY.get(field.name)
+        check(
+            reader is None or value == field.default or getattr(config, reader),
+            f"dedup.{field.name} is {value}, but dedup.{reader}, which reads it, is off; "
+            f"add --dedup.{reader} or leave the setting out",
+        )
 
 
 # Equal documents.

@@ -163,7 +163,7 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(name, HF_FILE))
+        return Path(hf_hub_download(name, HF_FILE, local_files_only=not _hub_answers(name)))
     except LocalEntryNotFoundError:
         reason = "the hub cannot be reached and the file is not in the local cache"
     except EntryNotFoundError:
@@ -173,3 +173,17 @@ def _download(name: str) -> Path:
     except OSError as error:
         reason = one_line(error)
     raise UserError(f"cannot load tokenizer.kind 'hf:{name}': {reason}; a path to a local {HF_FILE} works offline")
+
+
+def _hub_answers(name: str) -> bool:
+    """Whether the hub can be reached, asked once; `hf_hub_download` asks again and again, for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, HF_FILE))
+    except HfHubHTTPError:  # An answer, whatever it says.
+        return True
+    except Exception:  # Of all kinds: the connection's, the hub's offline mode, names that cannot be.
+        return False
+    return True

@@ -71,7 +71,7 @@ class SentencePieceTokenizer(Tokenizer):
             parts = dict(_fields(model))
             trainer, normalizer = dict(_fields(parts[_TRAINER])), dict(_fields(parts[_NORMALIZER]))
         except (RuntimeError, KeyError, IndexError) as error:
-            why = "it ends too early" if isinstance(error, LookupError) else one_line(error)
+            why = "it ends too early" if isinstance(error, LookupError) else "it is damaged, or something else"
             raise UserError(f"{origin} is not a whole SentencePiece model: {why}; copy or train it again") from None
         self._bytes = model
         self._origin = origin

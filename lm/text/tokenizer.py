@@ -142,7 +142,11 @@ def _check_trained(config: TokenizerConfig) -> None:
             _SPECIAL.fullmatch(name),
             f"tokenizer.special_tokens holds {name!r}; write each in brackets, without spaces, as <mask> or [MASK]",
         )
-    taken = [name for name in config.special_tokens if name in builtin or config.special_tokens.count(name) > 1]
+        check(
+            config.special_tokens.count(name) == 1,
+            f"tokenizer.special_tokens lists {name!r} twice; once is enough",
+        )
+    taken = [name for name in config.special_tokens if name in builtin]
     check(not taken, f"tokenizer.special_tokens holds {taken[:1]}, which kind {config.kind} has already; leave it out")
     least, what = _least(config)
     check(

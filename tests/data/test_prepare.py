@@ -228,6 +228,18 @@ class BrokenError(Exception):
     """Something unforeseen."""
 
 
+@pytest.mark.parametrize("most", [64_000_000, 30])
+def test_progress_of_training_is_out_of_the_text_there_is(tmp_path: Path, most: int):
+    (tmp_path / "t.txt").write_text("".join(f"line {i} 床\n" for i in range(10)), encoding="utf-8")
+    data = DataConfig(source=f"text:{tmp_path}/t.txt", document="line", validation_fraction=0, root=str(tmp_path / "d"))
+    told: list[tuple[int, int | None]] = []
+    tokenizer = dataclasses.replace(BPE, training_bytes=most)
+    prepare(data, tokenizer, lambda phase, *of: told.append(of) if phase == "train tokenizer" else None)
+    text = sum(len(f"line {i} 床".encode()) for i in range(10))
+    assert {total for _, total in told} == {min(text, most)}
+    assert 0 < told[-1][0] <= min(text, most)
+
+
 @pytest.mark.parametrize("when", ["read", "train tokenizer", "tokenize"])
 def test_a_failure_leaves_nothing(tmp_path: Path, when: str):
     data = corpus(tmp_path)
@@ -626,6 +638,11 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytes
 BAD = {
     "empty file": ({"source": "text:{tmp}/empty.txt"}, {}, "data.source .* holds no text"),
     "white space": ({"source": "text:{tmp}/white.txt", "document": "line"}, {}, r"holds no text \(2 empty documents\)"),
+    "no such field": (
+        {"source": "jsonl:{tmp}/two.jsonl", "field": "nope", "on_error": "skip"},
+        {},
+        r"holds no text \(2 left out: no such field, 1 empty documents\); look at what was left out.*two.jsonl:1",
+    ),
     "all held out": (
         {"source": "text:{tmp}/one.txt", "validation_fraction": 0.999999},
         {},
@@ -651,6 +668,7 @@ def test_bad_input_is_answered_in_one_line(tmp_path: Path, data: dict, tokenizer
     for name, content in {"empty": b"", "white": b" \n\t\n", "one": b"one", "fine": b"fine text"}.items():
         (tmp_path / f"{name}.txt").write_bytes(content)
     (tmp_path / "latin.bin").write_bytes(b"\xff\xfe")
+    (tmp_path / "two.jsonl").write_bytes(b'{"text": "a"}\n{"text": "b"}\n{"nope": " "}\n')
     before = everything_below(tmp_path)
     settings = {"source": "text:{tmp}/fine.txt", "validation_fraction": 0, "root": "{tmp}/new/datasets"} | data
     settings = {k: v.replace("{tmp}", str(tmp_path)) if isinstance(v, str) else v for k, v in settings.items()}

@@ -37,7 +37,7 @@ def check_problem(
     with pytest.raises(UserError, match=message) as caught:
         list(open_source(source, DataConfig(source=source, **settings)).documents())
     assert "\n" not in str(caught.value)
-    assert "data.on_error=skip" in str(caught.value)
+    assert "--data.on-error skip" in str(caught.value)
     found, skipped = skipping(source, **settings)
     assert (found, skipped.counts) == (texts, counts)
     for target in (1, 7, 1000, 1 << 30):
@@ -207,7 +207,7 @@ def test_a_column_that_is_not_there_is_told_once_a_file(tmp_path: Path):
     for name, delimiter in (("csv", ","), ("tsv", "\t")):
         with (tmp_path / f"t.{name}").open("w") as file:
             csv.writer(file, delimiter=delimiter).writerows([["a", "b"]] * 1000)
-        message = rf"t.{name} has 0 columns named 'text'; it has 'a', 'b'; set data.field, or data.header=False"
+        message = rf"t.{name} has no column 'text'; it has 'a', 'b'; set data.field, or --data.no-header"
         check_problem(f"{name}:{tmp_path}/t.{name}", [], {"no such field": 1}, message)
     pq.write_table(pa.table({"a": ["x"] * 1000}), tmp_path / "t.parquet", row_group_size=10)
     check_problem(
@@ -290,7 +290,7 @@ def test_settings_that_cannot_be():
         "group": ({"group_field": "who", "source": "text:x"}, "documents of 'text:x' have no fields"),
         "column": (
             {"source": "csv:x", "header": False},
-            "data.field is 'text', but data.header=False .* give its number",
+            "data.field is 'text', but --data.no-header .* give its number",
         ),
     }.values():
         with pytest.raises(UserError, match=message):

@@ -118,7 +118,11 @@ BAD = {
     "no object": ("jsonl:{tmp}/list.jsonl", {}, "list.jsonl:1 is not a JSON object but list"),
     "no field": ("jsonl:{tmp}/bad.jsonl", {"field": "body"}, "bad.jsonl:1 has no field 'body'; it has 'text'"),
     "no string": ("jsonl:{tmp}/number.jsonl", {}, "field 'text' holds int, not text"),
-    "unknown tfds": ("tfds:there_is_no_such_dataset", {}, "cannot open source 'tfds:there_is_no_such_dataset'"),
+    "unknown tfds": (
+        "tfds:there_is_no_such_dataset",
+        {},
+        "dataset': TFDS knows no such .* check it$",
+    ),
     "no tfds folder": ("tfds:{tmp}", {}, "cannot open source"),
     "no tfds split": ("tfds:{tmp}/tfds#none", {"field": "key"}, "has no split 'none'; it has train, test"),
     "no tfds field": ("tfds:{tmp}/tfds", {}, "has no field 'text'"),

@@ -427,11 +427,21 @@ def test_wide_characters_count_twice_towards_a_line():
         {"bucket_window": 0},
         {"min_line_characters": 0},
         {"seed": -1},
+        {"threshold": 0.7, "exact": True, "lines": True},
+        {"seed": 1, "near": False},
+        {"min_line_characters": 5, "near": True},
     ],
 )
 def test_settings_that_make_no_sense_are_answered(settings: dict):
-    with pytest.raises(UserError, match=f"dedup.{next(iter(settings))} is "):
+    """The last rows: settings that nobody reads."""
+    with pytest.raises(UserError, match=f"dedup.{next(iter(settings))} is .*[^.]$"):
         check_dedup_config(DedupConfig(**settings))
+
+
+def test_settings_are_taken_where_they_are_read():
+    check_dedup_config(DedupConfig(near=True, ngram=3, threshold=0.7, permutations=64, bands=16, seed=1))
+    check_dedup_config(DedupConfig(lines=True, min_line_characters=5))
+    check_dedup_config(DedupConfig())
 
 
 def test_the_benchmark_runs():

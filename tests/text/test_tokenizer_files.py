@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,7 +184,10 @@ BAD = {
     "merges of three": ("words", "'a b c' is not two tokens"),
     "broken JSON": ("broken.json", "is not a tokenizer"),
     "JSON of something else": ("list.json", "is not a Hugging Face tokenizer.json"),
-    "a .model of something else": ("junk.model", "is not a whole SentencePiece model"),
+    "a .model of something else": (
+        "junk.model",
+        "SentencePiece model: it is damaged, or something else; copy",
+    ),
     "an empty .model": ("empty.model", "is not a whole SentencePiece model"),
     "a .model without an end": ("no_eos.model", "has no token that ends a document"),
     "words that are none": ("saved", "is not a tokenizer of words"),
@@ -220,3 +226,13 @@ def test_the_published_vocabularies():
     chinese = opened(DATA / "tokenizers" / "bert-base-chinese-vocab.txt")
     assert chinese.vocab_size == 21128
     assert chinese.decode(chinese.encode("北京")) == "北 京"
+
+
+def test_a_hub_that_is_out_of_reach_is_told_once_and_soon(tmp_path: Path):
+    pytest.importorskip("huggingface_hub")
+    code = "from lm.text.files import open_hub; open_hub('nope/nope')"
+    # Nobody listens at port 9.
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=20)
+    assert "UserError: cannot load tokenizer.kind 'hf:nope/nope': the hub cannot be reached" in run.stderr
+    assert "Retrying" not in run.stderr

@@ -252,7 +252,7 @@ BAD = {
     ),
     "special token with a space": ({"kind": "bpe", "special_tokens": ("<a b>",)}, r"holds '<a b>'"),
     "special token of punctuation": ({"kind": "bpe", "special_tokens": ("<||>",)}, r"holds '<\|\|>'"),
-    "special token twice": ({"kind": "bpe", "special_tokens": ("<a>", "<a>")}, "which kind bpe has already"),
+    "special token twice": ({"kind": "bpe", "special_tokens": ("<a>", "<a>")}, "lists '<a>' twice"),
     "special token there already": ({"kind": "wordpiece", "special_tokens": ("[SEP]",)}, "which kind wordpiece has"),
     "room for bytes": ({"kind": "unigram", "vocab_size": 256}, "vocab_size is 256; unigram needs at least 257"),
     "room for special tokens": (

@@ -116,7 +116,7 @@ def check_source_config(config: DataConfig) -> None:
         for name, column in (("field", config.field), ("group_field", config.group_field)):
             check(
                 column is None or column.isdecimal(),
-                f"data.{name} is {column!r}, but data.header=False says that columns have no names; "
+                f"data.{name} is {column!r}, but --data.no-header says that columns have no names; "
                 "give its number, 0 for the first",
             )
 

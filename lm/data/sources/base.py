@@ -211,7 +211,7 @@ class BaseSource:
           remedy: what the user can do about it.
         """
         if self.config.on_error == "stop":
-            raise UserError(f"{example}; {remedy}, or set data.on_error=skip to leave such out and count them")
+            raise UserError(f"{example}; {remedy}, or --data.on-error skip to leave such out and count them")
         self.skipped.add(reason, example)
 
 

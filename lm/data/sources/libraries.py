@@ -135,6 +135,10 @@ class Tfds(RecordSource):
         source, folder = self.source, Path(self.name).expanduser()
         try:
             builder = tfds.builder_from_directory(folder) if folder.is_dir() else tfds.builder(self.name, try_gcs=False)
+        except tfds.core.DatasetNotFoundError:  # Its message lists all datasets there are.
+            raise UserError(
+                f"cannot open source {source!r}: TFDS knows no such dataset, and no such folder is there; check it"
+            ) from None
         except Exception as error:  # TFDS raises its own kinds for unknown names, broken folders, missing modules.
             raise UserError(f"cannot open source {source!r}: {one_line(error)}") from None
         folder = Path(builder.data_dir)

@@ -64,11 +64,12 @@ class _Rows(FileSource):
         if problem is None and part.bytes:
             for name, setting in ((self.config.field, "field"), (self.config.group_field, "group_field")):
                 if name is not None and names.count(name) != 1:
-                    found = f"{names.count(name)} columns named {name!r}; it has {listed(names)}"
+                    count = names.count(name)
+                    found = f"{count} columns named {name!r}" if count else f"no column {name!r}"
                     problem = Problem(
                         NO_FIELD,
-                        f"{part.path} has {found}",
-                        f"set data.{setting}, or data.header=False if none is named",
+                        f"{part.path} has {found}; it has {listed(names)}",
+                        f"set data.{setting}, or --data.no-header if none is named",
                     )
                     break
         if problem is None:
