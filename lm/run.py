@@ -113,10 +113,10 @@ def check_experiment(experiment: Experiment) -> Mesh:
     )
     loader.check_loader_config(data)
     if data.mixture.datasets:
-        for name in ("tokenizer", "clean", "dedup", "augment"):
+        for name, default, value in configs.changed(Experiment(), experiment):
             check(
-                getattr(experiment, name) == getattr(Experiment(), name),
-                f"{name}. settings are changed, but data.mixture.datasets are prepared already; leave them out",
+                name.split(".")[0] not in ("tokenizer", "clean", "dedup", "augment"),
+                f"{name} is {value!r}, but data.mixture.datasets are prepared already; leave it at {default!r}",
             )
         ids = open_mixture(data.mixture).tokenizer.vocab_size
     else:

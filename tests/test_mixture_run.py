@@ -79,14 +79,15 @@ def test_what_no_mixture_can_be_is_refused_before_anything_is_written(tmp_path: 
     other = dataset(tmp_path, "other", 20, TokenizerConfig(kind="bpe", vocab_size=300))
     for mixture, message in (
         ({"datasets": (str(large), str(other))}, "a mixture needs one"),
-        ({"datasets": (str(large), str(tmp_path / "none"))}, "no prepared dataset"),
+        ({"datasets": (str(large), str(tmp_path / "none"))}, r"no prepared dataset in .*none: .* name the folder that"),
+        ({"datasets": (str(large.parent),)}, f"manifest.json is missing; name {large}"),
         ({"datasets": (str(large),), "weights": (1.0, 2.0)}, r"must have 1: one for each"),
     ):
         with pytest.raises(UserError, match=message):
             small.start(mixed(tmp_path, **mixture), tmp_path / "run")
         assert not (tmp_path / "run").exists()
     settings = dataclasses.replace(mixed(tmp_path, datasets=(str(large),)), tokenizer=BYTE)
-    with pytest.raises(UserError, match=r"tokenizer. settings are changed, but data.mixture.datasets are prepared"):
+    with pytest.raises(UserError, match=r"tokenizer.kind is 'byte', but data.mixture.* leave it at 'bpe'"):
         small.start(settings, tmp_path / "run")
     with pytest.raises(UserError, match=r"data.mixture names prepared datasets"):
         prepare(DataConfig(mixture=MixtureConfig(datasets=(str(large),))), BYTE)

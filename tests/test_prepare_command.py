@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 import small_runs as small
 
 from lm.cli import main
+from lm.commands.prepare import workers_find_this_package
 
 
 @pytest.fixture
@@ -76,3 +80,63 @@ def test_tfrecord_without_tensorflow_is_one_line(corpus: Path, monkeypatch, caps
     assert main([*ARGUMENTS, "--export", "tfrecord"]) == 2
     assert "pip install -e '.[tfrecord]'" in capsys.readouterr().err
     assert not (corpus / "datasets").exists()
+
+
+def test_an_export_that_is_not_whole_is_told(corpus: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("zstandard")
+    assert main([*ARGUMENTS, "--export", "jsonl.zst"]) == 0
+    (exported,) = corpus.glob("datasets/corpus/*/jsonl.zst")
+    (exported / "train.jsonl.zst").unlink()
+    assert main([*ARGUMENTS, "--export", "jsonl.zst"]) == 2
+    assert "is damaged: train.jsonl.zst is not there in full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_preparation_says_how_to_go_on(corpus: Path, monkeypatch, capsys, signal_number: int):
+    def interrupt(*_: object, **__: object) -> Path:
+        os.kill(os.getpid(), signal_number)
+        raise AssertionError("the signal did not arrive")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lm.commands.prepare.prepare", interrupt)
+        assert main(ARGUMENTS) == 130
+    assert capsys.readouterr().err == "lm: interrupted; the same command goes on where this one was\n"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert main(ARGUMENTS) == 0
+
+
+def test_what_no_training_could_read_is_not_prepared(corpus: Path, capsys: pytest.CaptureFixture[str]):
+    for arguments, message in (
+        (["--data.seq-len", "0"], "data.seq-len is 0"),
+        (["--data.stride", "1000"], "data.stride is 1000"),
+        (["--data.mixture.weights", "1", "2"], "names no dataset"),
+    ):
+        assert main([*ARGUMENTS, *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert not (corpus / "datasets").exists()
+
+
+def test_a_runner_that_cannot_work_is_one_line(corpus: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    beam = pytest.importorskip("apache_beam")
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise RuntimeError("Unable to fetch remote job server jar\nat some address")
+
+    monkeypatch.setattr(beam.Pipeline, "run", unreachable)
+    assert main([*ARGUMENTS, "--runner", "DirectRunner"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lm: --runner DirectRunner could not run the work: Unable to fetch remote job server jar at")
+    assert not (corpus / "datasets").exists()
+
+
+def test_beams_processes_import_this_package_wherever_they_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not one that happens to lie in the current folder."""
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "__init__.py").write_text("raise ImportError('the wrong lm')")
+    monkeypatch.chdir(tmp_path)
+    with workers_find_this_package():
+        done = subprocess.run(
+            [sys.executable, "-m", "lm", "--version"], capture_output=True, text=True, check=False, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "PYTHONSAFEPATH" not in os.environ

@@ -1,7 +1,12 @@
 """`lm prepare`: text to a dataset, without training."""
 
+import contextlib
 import dataclasses
 import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,13 +15,15 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
+import lm
 from lm import config as configs
-from lm.commands.exits import DONE
+from lm.commands.exits import DONE, INTERRUPTED
 from lm.commands.shared import open_console, show
 from lm.config import Experiment
 from lm.console import PreparationReporter
 from lm.data.config import DataConfig
-from lm.data.export import export_jsonl_zst, export_tfrecord
+from lm.data.export import check_export, export_jsonl_zst, export_tfrecord
+from lm.data.loader import check_loader_config
 from lm.data.manifest import load_manifest
 from lm.data.prepare import prepare
 from lm.data.runners import RunnerConfig
@@ -68,22 +75,30 @@ def run(arguments: list[str]) -> int:
     asked = configs.parse(
         PrepareArguments, PrepareArguments.of(experiment), arguments, prog=prog, description=description
     )
-    check_export(asked.export, asked.export_to)
+    _check_export_settings(asked.export, asked.export_to)
+    check_loader_config(asked.data)
     console = open_console()
     progress = PreparationReporter(console)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as good as Ctrl-C
     try:
-        folder = prepare(
-            asked.data,
-            asked.tokenizer,
-            progress,
-            clean=asked.clean,
-            dedup=asked.dedup,
-            augment=asked.augment,
-            runner=asked.where,
-        )
+        with workers_find_this_package():
+            folder = prepare(
+                asked.data,
+                asked.tokenizer,
+                progress,
+                clean=asked.clean,
+                dedup=asked.dedup,
+                augment=asked.augment,
+                runner=asked.where,
+            )
         exported = _export(folder, asked, progress)
+    except KeyboardInterrupt:
+        progress.close()
+        print("lm: interrupted; the same command goes on where this one was", file=sys.stderr)
+        return INTERRUPTED
     finally:
         progress.close()
+        signal.signal(signal.SIGTERM, before)
     manifest = load_manifest(folder)
     table = Table(title=f"{folder}", title_justify="left")
     for column in ("split", "documents", "tokens", "bytes", "tokens per byte"):
@@ -109,7 +124,26 @@ def run(arguments: list[str]) -> int:
     return DONE
 
 
-def check_export(form: str | None, folder: Path | None) -> None:
+@contextlib.contextmanager
+def workers_find_this_package() -> Iterator[None]:
+    """Processes that Beam starts import this `lm`, not one that happens to lie in the current folder."""
+    changed = {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(lm.__file__).parents[1]), os.environ.get("PYTHONPATH")))),
+    }
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _check_export_settings(form: str | None, folder: Path | None) -> None:
     """Raises `UserError` if there can be no such export, before anything is prepared."""
     if form is None:
         check(
@@ -125,7 +159,9 @@ def _export(folder: Path, asked: PrepareArguments, progress: PreparationReporter
     if asked.export is None:
         return None
     output = asked.export_to or folder.parent / asked.export
-    if not output.exists():  # of the same dataset: its folder is named by what it holds
+    if output.exists():  # of the same dataset: its folder is named by what it holds
+        check_export(output)
+    else:
         write = export_jsonl_zst if asked.export == "jsonl.zst" else export_tfrecord
         write(folder, output, progress=lambda done, total: progress("export", done, total))
     return output

@@ -163,6 +163,23 @@ def _export(
         raise _cannot_write(output, error.strerror or " ".join(str(error).split())) from error
 
 
+def check_export(folder: Path) -> None:
+    """Raises `UserError` unless the export in `folder` is whole: its manifest, and every file of the size it names."""
+    path = folder / MANIFEST_FILE
+    try:
+        sizes = {file["path"]: file["bytes"] for file in json.loads(path.read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder} is there, but no export: {MANIFEST_FILE} cannot be read; remove the folder"
+        ) from None
+    for name, size in sizes.items():
+        file = folder / name
+        check(
+            file.is_file() and file.stat().st_size == size,
+            f"the export in {folder} is damaged: {name} is not there in full; remove the folder and export again",
+        )
+
+
 def _write(
     folder: Path,
     form: str,

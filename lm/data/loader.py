@@ -51,7 +51,8 @@ def check_loader_config(config: DataConfig) -> None:
             value, default = getattr(config, name), getattr(DataConfig, name)
             check(
                 value == default,
-                f"data.{name} is {value!r}, and data.mixture.datasets names prepared datasets to use; leave one out",
+                f"data.{name} is {value!r}, but data.mixture.datasets names prepared datasets, and a run reads one or"
+                f" the other; begin from a config that leaves data.{name} at {default!r}",
             )
 
 

@@ -117,9 +117,9 @@ def load_manifest(folder: Path) -> Manifest:
         raw["sources"] = {role: [SourceFile(**file) for file in files] for role, files in raw["sources"].items()}
         manifest = Manifest(**raw)
     except FileNotFoundError:
-        raise UserError(
-            f"no prepared dataset in {folder}: {MANIFEST_FILE} is missing; delete any such folder and run prepare"
-        ) from None
+        below = [file.parent for depth in ("*", "*/*") for file in sorted(folder.glob(f"{depth}/{MANIFEST_FILE}"))]
+        meant = below[0] if len(below) == 1 else "the folder that lm prepare prints, .../NAME/FINGERPRINT/1.0.0"
+        raise UserError(f"no prepared dataset in {folder}: {MANIFEST_FILE} is missing; name {meant}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"cannot read {path}: {error}; delete {folder} and run prepare again") from None
     for name, size in manifest.files.items():

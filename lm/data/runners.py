@@ -17,14 +17,17 @@ import multiprocessing
 import os
 import shutil
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lm.data.workers import start_worker
 from lm.errors import UserError, check, require
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[int, int], None]
 """Called with what is done and the total, in the unit of `Task.size`."""
@@ -153,9 +156,15 @@ def _beam_options(config: RunnerConfig):
 def _run_on_beam(tasks: Sequence[Task], config: RunnerConfig) -> None:
     beam = _beam()
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    with beam.Pipeline(runner=config.runner, options=_beam_options(config)) as pipeline:
-        # The shuffle between spreads the tasks over the workers; nothing but their descriptions goes through it.
-        _ = pipeline | beam.Create(list(tasks)) | beam.Reshuffle() | beam.Map(_call_and_note_failure)
+    try:
+        with beam.Pipeline(runner=config.runner, options=_beam_options(config)) as pipeline:
+            # The shuffle between spreads the tasks over the workers; nothing but their descriptions goes through it.
+            _ = pipeline | beam.Create(list(tasks)) | beam.Reshuffle() | beam.Map(_call_and_note_failure)
+    except (RuntimeError, OSError, ValueError, ImportError) as error:
+        # What tasks raise is noted and told below; this is the runner's own trouble: no cluster, no Java, no network.
+        log.debug("Beam failed", exc_info=True)
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"--runner {config.runner} could not run the work: {reason}; see docs/data.md") from error
     for task in tasks:
         note = _note_of(task)
         if note.exists():
@@ -163,20 +172,23 @@ def _run_on_beam(tasks: Sequence[Task], config: RunnerConfig) -> None:
             note.unlink()
             if failure["errno"] is not None:
                 raise OSError(failure["errno"], failure["message"])
-            raise UserError(failure["message"])
+            raise (UserError if failure["mistake"] else RuntimeError)(failure["message"])
 
 
 def _call_and_note_failure(task: Task) -> None:
-    """Beam tries a failed task again and wraps what it raised; a mistake of the user's is noted in a file instead."""
+    """Beam tries a failed task again and wraps what it raised; it is noted in a file instead."""
     if task.output.exists():  # a second try of what another worker has done
         return
     try:
         task()
-    except (UserError, OSError) as error:
-        number = error.errno if isinstance(error, OSError) else None
-        message = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    except Exception as error:
+        noted: dict[str, Any] = {"errno": None, "mistake": isinstance(error, UserError), "message": str(error)}
+        if isinstance(error, OSError):
+            noted |= {"errno": error.errno, "message": error.strerror or str(error)}
+        elif not noted["mistake"]:
+            noted["message"] = traceback.format_exc()
         with whole_file(_note_of(task)) as path:
-            path.write_text(json.dumps({"errno": number, "message": message}), encoding="utf-8")
+            path.write_text(json.dumps(noted), encoding="utf-8")
 
 
 def _note_of(task: Task) -> Path:

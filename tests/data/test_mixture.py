@@ -389,7 +389,7 @@ def test_mistakes_in_a_mixture(values: dict[str, object], message: str) -> None:
 
 def test_a_mixture_takes_the_place_of_the_source() -> None:
     check_loader_config(CONFIG)
-    with pytest.raises(UserError, match=r"data\.source is 'text:x', and data\.mixture\.datasets names prepared"):
+    with pytest.raises(UserError, match=r"data\.source is 'text:x', but data\.mixture\.datasets names prepared"):
         check_loader_config(dataclasses.replace(CONFIG, source="text:x"))
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lm.data.runners import RunnerConfig, check_runner_config, run_tasks, whole_file, whole_output
+from lm.data.runners import (
+    RunnerConfig,
+    check_runner_config,
+    run_tasks,
+    whole_file,
+    whole_output,
+)
 from lm.errors import UserError
 
 LOCAL, TWO, BEAM = RunnerConfig(), RunnerConfig(workers=2), RunnerConfig(runner="DirectRunner")
@@ -124,3 +130,14 @@ def test_beam_is_given_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     config = RunnerConfig(runner="DirectRunner", options=options)
     run_tasks([Note(tmp_path / "t", tmp_path / "log")], config, lambda done, total: None)
     assert [(given["job_name"], given["direct_num_workers"]) for given in seen] == [("night", 1)]
+
+
+@dataclass(frozen=True)
+class Broken(Note):
+    def __call__(self) -> None:
+        raise KeyError("a bug of ours")
+
+
+def test_a_bug_in_a_task_is_no_mistake_of_the_users(tmp_path: Path):
+    with pytest.raises(RuntimeError, match="KeyError: 'a bug of ours'"):
+        run_tasks([Broken(tmp_path / "a", tmp_path / "log")], BEAM, lambda done, total: None)
