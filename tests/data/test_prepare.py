@@ -470,7 +470,7 @@ def test_a_killed_process_leaves_nothing_that_looks_whole_and_is_continued(tmp_p
         done = kill(source, root, when, calls)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert not list(root.glob("corpus/*/1.0.0"))
-        assert list(root.glob("corpus/*/.incomplete-*/work/units/0*"))
+        assert list(root.glob("corpus/*/.incomplete-*/*/units/0*"))
     done = kill(source, root, "never", 1)
     assert contents(Path(done.stdout.strip())) == contents(Path(straight.stdout.strip()))
     assert not list(root.rglob(".*"))
