@@ -105,7 +105,7 @@ def test_ptb_perplexity_falls_at_every_evaluation(tmp_path: Path, monkeypatch: p
 def prepared(name: str, root: Path, **sources: str | None) -> tuple[Path, Manifest]:
     """The dataset of a config in configs/data, of other sources."""
     asked = configs.load_file(DATA_CONFIGS / f"{name}.py")
-    data = dataclasses.replace(asked.data, root=str(root), **sources)  # type: ignore[arg-type]
+    data = dataclasses.replace(asked.data, root=str(root), **sources)
     folder = prepare(data, asked.tokenizer, clean=asked.clean, dedup=asked.dedup, augment=asked.augment)
     return folder, load_manifest(folder)
 

@@ -1,9 +1,7 @@
 """`lm train`: a new run from a config file, or the rest of one."""
 
 import errno
-import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -115,9 +113,6 @@ def _resume(path: Path, rest: list[str]) -> int:
     )
 
 
-_LITTLE = 64 << 10  # bytes left on a disk that is as good as full
-
-
 def _train(console: Console, path: Path, go: Callable[[TrainingReporter, PreparationReporter], Outcome]) -> int:
     progress = PreparationReporter(console)
     try:
@@ -125,16 +120,12 @@ def _train(console: Console, path: Path, go: Callable[[TrainingReporter, Prepara
     except TrainingHaltedError as error:
         print(f"lm: training halted: {error}", file=sys.stderr)
         return FAILED
-    except (OSError, RuntimeError, ValueError) as error:
-        # Libraries wrap what a full disk tells them, some without its number.
-        full = path.exists() and shutil.disk_usage(path).free < _LITTLE
-        problem = os.strerror(errno.ENOSPC) if full else getattr(error, "strerror", None)
-        known = full or getattr(error, "errno", None) in DISK_PROBLEMS
-        if not known or not (path / "config.json").exists():
+    except OSError as error:
+        if error.errno not in DISK_PROBLEMS or not (path / "config.json").exists():
             raise
         print(
-            f"lm: training failed: {problem}: {getattr(error, 'filename', None) or path}; what was saved before is"
-            f" whole: mend that and go on with `lm train --resume {shlex.quote(str(path))}`",
+            f"lm: training failed: {error.strerror}: {error.filename or path}; what was saved before is whole:"
+            f" mend that and go on with `lm train --resume {shlex.quote(str(path))}`",
             file=sys.stderr,
         )
         return FAILED

@@ -30,8 +30,9 @@ class Statistics:
     """Documents by length: bin b holds those of `[2**b, 2**(b + 1))` characters."""
     sampled_characters: int = 0
     """How much text the n-grams were counted in."""
-    ngrams: dict[int, Counter[str]] = field(default_factory=lambda: {n: Counter() for n in ORDERS})
-    """Words in a row, lower case; where words are not spaced (Chinese, Japanese), characters in a row."""
+    ngrams: dict[int, Counter[tuple[str, ...] | str]] = field(default_factory=lambda: {n: Counter() for n in ORDERS})
+    """Words in a row, lower case; where words are not spaced (Chinese, Japanese), characters in a row. Tuples where they
+    are counted, joined text once summed."""
 
     def add(self, text: str) -> None:
         """Counts one document."""
@@ -43,7 +44,7 @@ class Statistics:
             self.sampled_characters += len(sample)
             tokens = _TOKEN.findall(sample.lower())
             for n, counter in self.ngrams.items():
-                counter.update(zip(*(tokens[i:] for i in range(n))))  # type: ignore[arg-type]
+                counter.update(zip(*(tokens[i:] for i in range(n))))
 
     def top(self, n: int, count: int) -> list[tuple[str, int]]:
         """The most frequent n-grams; of equally frequent ones the first in the order of code points."""

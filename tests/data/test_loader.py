@@ -49,7 +49,7 @@ def store() -> MemoryStore:
 
 
 def take(store: MemoryStore | DatasetStore, config: DataConfig, n: int, **settings: int) -> list[Batch]:
-    batches = training_batches(store, config, **{"bos_id": EOS, "batch_size": 8, **settings})  # type: ignore[arg-type]
+    batches = training_batches(store, config, **{"bos_id": EOS, "batch_size": 8, **settings})
     try:
         return list(itertools.islice(batches, n))
     finally:
@@ -240,7 +240,7 @@ def is_running(pid: int) -> bool:
 def test_user_errors(store: MemoryStore, settings: dict[str, object], message: str) -> None:
     arguments = {"store": store, "config": STREAM, "bos_id": EOS, "batch_size": 8, **settings}
     with pytest.raises(UserError) as error:
-        training_batches(**arguments)  # type: ignore[arg-type]
+        training_batches(**arguments)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 

@@ -176,7 +176,7 @@ packings = pytest.mark.parametrize("packing", ["stream", "documents", "pad"])
 
 
 def take(mixture: Mixture, config: DataConfig, n: int, **settings: int) -> list[Batch]:
-    batches = training_batches(mixture, config, **{"bos_id": 1, "batch_size": 16, **settings})  # type: ignore[arg-type]
+    batches = training_batches(mixture, config, **{"bos_id": 1, "batch_size": 16, **settings})
     try:
         return list(itertools.islice(batches, n))
     finally:
@@ -226,7 +226,7 @@ def test_batches_hold_the_rows_of_the_parts_in_their_shares(packing: str) -> Non
     config = dataclasses.replace(CONFIG, packing=packing)
     rows: Counter[tuple[int, ...]] = Counter()
     for store in STORES:
-        examples = make_examples(store, seq_len=8, packing=packing, bos_id=1)  # type: ignore[arg-type]
+        examples = make_examples(store, seq_len=8, packing=packing, bos_id=1)
         rows.update(map(tuple, examples.batch(np.arange(len(examples)))["targets"].tolist()))
     batches = take(MIXTURE, config, 40)
     targets = np.concatenate([batch["targets"] for batch in batches])
@@ -382,7 +382,7 @@ TWO = {"datasets": ("a", "b")}
 )
 def test_mistakes_in_a_mixture(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as error:
-        check_mixture_config(MixtureConfig(**values))  # type: ignore[arg-type]
+        check_mixture_config(MixtureConfig(**values))
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 

@@ -220,7 +220,7 @@ def test_pack_fills_and_is_fast_at_a_million() -> None:
 def test_examples_do_not_depend_on_their_company() -> None:
     store = make_store([5, 30, 0, 7, 12, 3, 3, 40])
     for packing, stride in itertools.product(("stream", "documents", "pad"), (None, 4)):
-        examples = make_examples(store, seq_len=9, packing=packing, bos_id=BOS, stride=stride)  # type: ignore[arg-type]
+        examples = make_examples(store, seq_len=9, packing=packing, bos_id=BOS, stride=stride)
         rows = all_rows(examples)
         order = np.random.default_rng(0).permutation(len(examples))
         for name, values in examples.batch(order).items():
@@ -264,7 +264,7 @@ def test_the_packing_is_cached_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
     make_examples(store, seq_len=9, packing="documents", bos_id=BOS, stride=4)
     assert len(list(tmp_path.iterdir())) == 8
     for packing in ("stream", "pad"):
-        make_examples(store, seq_len=9, packing=packing, bos_id=BOS)  # type: ignore[arg-type]
+        make_examples(store, seq_len=9, packing=packing, bos_id=BOS)
     assert len(list(tmp_path.iterdir())) == 8
 
 
@@ -291,6 +291,6 @@ def test_user_errors(mistake: Mistake) -> None:
     with pytest.raises(UserError) as error:
         make_examples(
             make_store(mistake.lengths), **{"seq_len": 4, "packing": "stream", "bos_id": 0, **mistake.settings}
-        )  # type: ignore[arg-type]
+        )
     assert str(error.value).startswith(mistake.message)
     assert "\n" not in str(error.value)

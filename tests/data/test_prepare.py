@@ -322,7 +322,7 @@ def test_the_bytes_do_not_depend_on_who_does_the_work(tmp_path: Path, runner: Ru
     held_out.write_text("".join(json.dumps({"text": f"text {i} to validate with"}) + "\n" for i in range(20)))
     data = dataclasses.replace(corpus(tmp_path, 400), validation_source=f"jsonl:{held_out}", test_fraction=0.1)
     folders = [
-        prepare(dataclasses.replace(data, root=str(tmp_path / name)), BPE, **EVERYTHING, runner=who)  # type: ignore[arg-type]
+        prepare(dataclasses.replace(data, root=str(tmp_path / name)), BPE, **EVERYTHING, runner=who)
         for name, who in (("here", RunnerConfig()), ("there", runner))
     ]
     here, there = (contents(folder) for folder in folders)

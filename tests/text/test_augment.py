@@ -24,7 +24,7 @@ TEXT = (
 
 
 def augmenter(*operations: str, copies: int = 1, rate: float = 0.3, **settings: object) -> Augmenter:
-    return Augmenter(AugmentConfig(copies=copies, operations=operations, rate=rate, **settings))  # type: ignore[arg-type]
+    return Augmenter(AugmentConfig(copies=copies, operations=operations, rate=rate, **settings))
 
 
 def words(text: str) -> list[str]:
@@ -282,7 +282,7 @@ def test_the_fingerprint_follows_all_that_decides(table: str, tmp_path: Path) ->
     assert augment_fingerprint(dataclasses.replace(config, table=str(moved))) == first
     pytest.importorskip("jieba")
     changes = ({"copies": 3}, {"operations": ("swap", "replace")}, {"rate": 0.2}, {"seed": 1}, {"chinese": "words"})
-    others = [augment_fingerprint(dataclasses.replace(config, **change)) for change in changes]  # type: ignore[arg-type]
+    others = [augment_fingerprint(dataclasses.replace(config, **change)) for change in changes]
     moved.write_text("x\ty\n")
     others.append(augment_fingerprint(dataclasses.replace(config, table=str(moved))))
     assert len({json.dumps(value) for value in [first, *others]}) == 7
@@ -314,7 +314,7 @@ ON = {"copies": 1}
     ],
 )
 def test_mistakes_in_settings(values: dict[str, object], message: str) -> None:
-    config = AugmentConfig(**values)  # type: ignore[arg-type]
+    config = AugmentConfig(**values)
     for use in (check_augment_config, Augmenter):
         with pytest.raises(UserError) as error:
             use(config)
