@@ -31,8 +31,8 @@ class Statistics:
     sampled_characters: int = 0
     """How much text the n-grams were counted in."""
     ngrams: dict[int, Counter[tuple[str, ...] | str]] = field(default_factory=lambda: {n: Counter() for n in ORDERS})
-    """Words in a row, lower case; where words are not spaced (Chinese, Japanese), characters in a row. Tuples where they
-    are counted, joined text once summed."""
+    """Words in a row, lower case; where words are not spaced (Chinese, Japanese), characters in a row. Tuples where
+    they are counted, joined text once summed."""
 
     def add(self, text: str) -> None:
         """Counts one document."""
