@@ -9,6 +9,7 @@ Parts are timed in processes of their own that start together; MB are 10^6 bytes
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -199,10 +200,29 @@ def parts_table(corpus: Path, work: Path, rounds: int) -> str:
 def whole(corpus: Path, work: Path, workers: int) -> dict[str, float]:
     """Prepares everything in a process of its own: seconds by phase, peak resident memory in MB."""
     command = [sys.executable, __file__, "--prepare", str(corpus), "--root", str(work / f"whole-{workers}")]
-    done = subprocess.run([*command, "--workers", str(workers)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    command += ["--workers", str(workers)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, resident_of_tree(process.pid))
+            time.sleep(0.25)
+        out, problems = process.communicate()
+    if process.returncode:
+        sys.exit(problems)
+    return json.loads(out.splitlines()[-1]) | {"peak of all": peak}
+
+
+def resident_of_tree(pid: int) -> float:
+    """MB resident in a process and its descendants, shared pages counted once (Linux's Pss)."""
+    total, waiting = 0, [str(pid)]
+    while waiting:
+        process = Path("/proc") / waiting.pop()
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            for task in (process / "task").iterdir():
+                waiting += (task / "children").read_text().split()
+            found = re.search(r"^Pss: +(\d+) kB", (process / "smaps_rollup").read_text(), re.MULTILINE)
+            total += int(found[1]) if found else 0
+    return total * 1024 / 1e6
 
 
 def prepare_here(args: argparse.Namespace) -> None:
@@ -224,7 +244,7 @@ def prepare_here(args: argparse.Namespace) -> None:
         progress,
         clean=CLEAN,
         dedup=DEDUP,
-        runner=RunnerConfig(workers=args.workers),
+        runner=RunnerConfig(workers=args.workers[0]),
     )
     times["all"] = time.perf_counter() - start
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
@@ -237,14 +257,19 @@ def prepare_here(args: argparse.Namespace) -> None:
     )
 
 
-def whole_table(corpus: Path, work: Path, megabytes: float) -> str:
+def whole_table(corpus: Path, work: Path, megabytes: float, numbers_of_workers: list[int]) -> str:
     phases = ("fingerprint", "read", "deduplicate", "find repeated lines", "train tokenizer", "tokenize", "all")
-    lines = ["| workers | " + " | ".join(f"{phase}, s" for phase in phases) + " | MB/s | peak of one process, MB |"]
-    lines += ["| ---: |" + " ---: |" * (len(phases) + 2)]
-    for workers in (1, 2):
+    lines = [
+        "| workers | "
+        + " | ".join(f"{phase}, s" for phase in phases)
+        + " | MB/s | peak of one process, MB | of all, MB |"
+    ]
+    lines += ["| ---: |" + " ---: |" * (len(phases) + 3)]
+    for workers in numbers_of_workers:
         found = whole(corpus, work, workers)
         cells = " | ".join(f"{found.get(phase, 0.0):.0f}" for phase in phases)
-        lines.append(f"| {workers} | {cells} | {megabytes / found['all']:.1f} | {found['peak']:.0f} |")
+        memory = f"{found['peak']:.0f} | {found['peak of all']:.0f}"
+        lines.append(f"| {workers} | {cells} | {megabytes / found['all']:.1f} | {memory} |")
     lines += [
         "",
         f"{megabytes:.0f} MB of text become {found['documents']:,.0f} documents, {found['tokens']:,.0f} tokens and"
@@ -261,7 +286,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder otherwise")
     parser.add_argument("--prepare", help=argparse.SUPPRESS)
     parser.add_argument("--root", help=argparse.SUPPRESS)
-    parser.add_argument("--workers", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of the whole preparation")
     args = parser.parse_args()
     if args.prepare:
         prepare_here(args)
@@ -277,7 +302,7 @@ def main() -> None:
         print(f"Python {platform.python_version()}, {packages}; {cpus} cores; {megabytes:.0f} MB of text.\n")
         if not args.whole_only:
             print(parts_table(corpus, work, args.rounds) + "\n")
-        print(whole_table(corpus, work, megabytes))
+        print(whole_table(corpus, work, megabytes, args.workers))
 
 
 if __name__ == "__main__":
