@@ -157,20 +157,20 @@ def batch_documents(
 ) -> list[list[str]]:
     """The keys of the documents in each row of a step's global batch, to name them or to look at them again."""
     read = _training_batch(store, config, bos_id, batch_size, np.arange(batch_size))
-    documents = [read.examples.documents(int(index)) for index in read.index(step)]
+    documents = [read.examples.documents(int(index)) for index in read.index(step)[0]]
     return [[store.document_key(int(document)) for document in row] for row in documents]
 
 
 @dataclass(frozen=True)
 class _EpochOrder:
-    """Which example is the n-th of the stream, where there is one dataset: epoch after epoch."""
+    """Which example is the n-th of the stream, where there is one dataset, and in which epoch: one after the other."""
 
     n: int
     seed: int
 
-    def __call__(self, place: np.ndarray) -> np.ndarray:
+    def __call__(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         epoch, position = np.divmod(place, self.n)
-        return permute(position, self.n, seed=self.seed, epoch=epoch)
+        return permute(position, self.n, seed=self.seed, epoch=epoch), epoch
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,11 @@ class _TrainingBatch:
     batch_size: int
     rows: np.ndarray
 
-    def index(self, step: int) -> np.ndarray:
+    def index(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         return self.order(step * self.batch_size + self.rows)
 
     def __call__(self, step: int) -> Batch:
-        return self.examples.batch(self.index(step))
+        return self.examples.batch(*self.index(step))
 
 
 @dataclass(frozen=True)

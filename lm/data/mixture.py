@@ -166,17 +166,17 @@ class MixtureOrder:
     seed: int
     """Seed of all permutations."""
 
-    def __call__(self, n: np.ndarray) -> np.ndarray:
-        """The examples at places `n` of the stream: int64, shaped like `n`."""
+    def __call__(self, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The examples at places `n` of the stream, and in which epoch of their part: int64, shaped like `n`."""
         part, rank = self.locate(n)
-        index = np.empty_like(rank)
+        index, epoch = np.empty_like(rank), np.empty_like(rank)
         first = np.cumsum([0, *self.sizes])
         for p in np.unique(part).tolist():
             (where,) = np.nonzero(part == p)
-            epoch, position = np.divmod(rank[where], self.sizes[p])
+            epoch[where], position = np.divmod(rank[where], self.sizes[p])
             seed = _seed(self.seed, "part", p)
-            index[where] = first[p] + permute(position, self.sizes[p], seed=seed, epoch=epoch)
-        return index
+            index[where] = first[p] + permute(position, self.sizes[p], seed=seed, epoch=epoch[where])
+        return index, epoch
 
     def locate(self, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Part and rank of places `n` ([N] integers) of the stream: the rank-th example taken of that part, from 0.
@@ -271,7 +271,7 @@ class MixedExamples:
     def __len__(self) -> int:
         return int(self._first[-1])
 
-    def batch(self, index: np.ndarray) -> Batch:
+    def batch(self, index: np.ndarray, epoch: np.ndarray | int = 0) -> Batch:
         """See `Examples.batch`."""
         index = np.asarray(index, np.int64)
         if index.size and index.max() >= len(self):
@@ -280,7 +280,8 @@ class MixedExamples:
         batch: Batch = {}
         for p in np.unique(part).tolist():
             (where,) = np.nonzero(part == p)
-            rows = self._parts[p].batch(np.where(index[where] < 0, -1, index[where] - self._first[p]))
+            own = np.where(index[where] < 0, -1, index[where] - self._first[p])
+            rows = self._parts[p].batch(own, np.broadcast_to(epoch, index.shape)[where])
             for name, values in rows.items():
                 batch.setdefault(name, np.zeros((len(index), *values.shape[1:]), values.dtype))[where] = values
         return batch

@@ -39,8 +39,13 @@ class Examples(Protocol):
     def __len__(self) -> int:
         """How many examples there are."""
 
-    def batch(self, index: np.ndarray) -> Batch:
+    def batch(self, index: np.ndarray, epoch: np.ndarray | int = 0) -> Batch:
         """The examples `index` ([N] integers) as rows.
+
+        Args:
+          index: which examples.
+          epoch: [N] integers, or one for all: how often each has been seen before. Examples that are drawn at random
+            differ by it; evaluation asks for 0.
 
         Returns:
           `tokens`, `targets`, `positions` int32 [N, T], `weights` float32 [N, T], and `segments` int32 [N, T] when
@@ -106,7 +111,7 @@ class StreamExamples:
     def __len__(self) -> int:
         return self._n
 
-    def batch(self, index: np.ndarray) -> Batch:
+    def batch(self, index: np.ndarray, epoch: np.ndarray | int = 0) -> Batch:
         """Rows without `segments`: nothing separates documents, so that the plain causal kernel serves."""
         T = self._seq_len
         index = _check_index(index, self._n)
@@ -154,7 +159,7 @@ class DocumentExamples:
     def __len__(self) -> int:
         return len(self._example_offsets) - 1
 
-    def batch(self, index: np.ndarray) -> Batch:
+    def batch(self, index: np.ndarray, epoch: np.ndarray | int = 0) -> Batch:
         """Rows with `segments` 1, 2, … by piece and 0 for padding; `positions` restart at each piece."""
         index = _check_index(index, len(self))
         N, T = len(index), self._seq_len

@@ -27,6 +27,13 @@ class TokenStore(Protocol):
     """Folder for indexes computed from this store, or None when they live in memory only."""
     index_name: str
     """What files in `index_dir` that belong to this store are called first."""
+    part_starts: np.ndarray | None
+    """int64 [n_parts]: where each part begins; it ends where the next one does, the last of a document before its
+    end-of-text token. None where documents have no parts."""
+    part_offsets: np.ndarray | None
+    """int64 [n_documents + 1]: document d has the parts `[offsets[d], offsets[d + 1])`."""
+    labels: np.ndarray | None
+    """int32 [n_documents]: the class of each document; None where they have none."""
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `[start, stop)` of the stream: int32 [stop - start]."""
@@ -38,23 +45,48 @@ class TokenStore(Protocol):
         """The name the source gave to a document."""
 
 
+def part_stops(store: TokenStore) -> np.ndarray:
+    """int64 [n_parts]: where each part of a store's documents ends."""
+    assert store.part_starts is not None
+    assert store.part_offsets is not None
+    stops = np.append(store.part_starts[1:], store.n_tokens)
+    last = store.part_offsets[1:] - 1  # a document has at least one part
+    stops[last] = store.document_offsets[1:] - 1
+    return stops
+
+
 class MemoryStore:
     """A `TokenStore` over arrays in memory, for tests and synthetic data.
 
     Args:
       documents: integer arrays, each with its end-of-text token.
       keys: the documents' names; their ordinals by default.
+      part_lengths: for each document, the tokens of each of its parts; their sum is one less than the document's.
+      labels: the class of each document.
     """
 
     index_dir: Path | None = None
     index_name: str = "memory"
 
-    def __init__(self, documents: Sequence[np.ndarray], keys: Sequence[str] | None = None):
+    def __init__(
+        self,
+        documents: Sequence[np.ndarray],
+        keys: Sequence[str] | None = None,
+        *,
+        part_lengths: Sequence[Sequence[int]] | None = None,
+        labels: Sequence[int] | None = None,
+    ):
         lengths = [len(document) for document in documents]
         self.document_offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
         self.n_tokens = int(self.document_offsets[-1])
         self._tokens = np.concatenate([np.zeros(0, np.int32), *documents]).astype(np.int32)
         self._keys = list(keys) if keys is not None else [str(i) for i in range(len(documents))]
+        self.part_starts = self.part_offsets = None
+        if part_lengths is not None:
+            starts = [start + np.cumsum([0, *parts])[:-1] for start, parts in zip(self.document_offsets, part_lengths)]
+            self.part_starts = np.concatenate([np.zeros(0, np.int64), *starts]).astype(np.int64)
+            self.part_offsets = np.cumsum([0, *map(len, part_lengths)]).astype(np.int64)
+        self.labels = None if labels is None else np.asarray(labels, np.int32)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `[start, stop)` of the stream: int32 [stop - start]. IndexError outside the stream."""
@@ -103,6 +135,10 @@ class DatasetStore:
         load = lambda name: np.asarray(np.load(self.index_dir / f"{self.split}.{name}.npy", mmap_mode="r"))  # noqa: E731
         self.document_offsets = load("documents")
         self._record_offsets = load("records")
+        has = lambda name: (self.index_dir / f"{self.split}.{name}.npy").exists()  # noqa: E731
+        self.part_starts = load("part_starts") if has("part_starts") else None
+        self.part_offsets = load("part_offsets") if has("part_offsets") else None
+        self.labels = load("labels") if has("labels") else None
         self.n_tokens = int(self._record_offsets[-1])
         self._lock = threading.Lock()
         self._shards: _Shards | None = None
