@@ -89,6 +89,13 @@ def load_file(path: Path) -> Experiment:
 def parse(into: type[T], default: T | None, arguments: Sequence[str], *, prog: str, description: str = "") -> T:
     """Reads command-line arguments into a dataclass, by tyro: `--optim.peak-lr 3e-4` sets `optim.peak_lr`.
 
+    Args:
+      into: the dataclass.
+      default: what is not given comes from here; None for the dataclass's own defaults.
+      arguments: without the program's name.
+      prog: the program's name, for messages and help.
+      description: what help begins with; the dataclass's docstring if it is empty.
+
     Raises:
       UserError: an unknown name or a value of the wrong type.
       SystemExit: 0, after `--help`.
@@ -99,7 +106,7 @@ def parse(into: type[T], default: T | None, arguments: Sequence[str], *, prog: s
     try:
         with contextlib.redirect_stderr(complaint):
             start: dict[str, Any] = {} if default is None else {"default": default}
-            return tyro.cli(into, **start, args=list(arguments), prog=prog, description=description)
+            return tyro.cli(into, **start, args=list(arguments), prog=prog, description=description or None)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -135,10 +142,12 @@ def _one_line(box: str) -> str:
         if line.startswith("╭"):
             continue
         line = line.strip("│╰╯ ")
-        if set(line) <= {"─"}:
+        if set(line) <= {"─"} or set(line) == {"-"}:
             sections.append([])
         else:
             sections[-1].append(line)
+    if "╭" not in text and len(sections) > 1:  # a frame for terminals that have letters alone: the title comes first
+        del sections[0]
     parts = [" ".join(" ".join(section).split()) for section in sections]
     parts = [part for part in parts if part and not part.startswith("For full helptext")]
     return "; ".join(parts)

@@ -1,6 +1,7 @@
 """Experiments: loaded from files, overridden, saved as JSON and read back equal, strictly."""
 
 import dataclasses
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,19 @@ def test_a_flag_with_a_value_is_told_what_to_write(arguments: list[str], write: 
     with pytest.raises(UserError, match=rf"takes no value, found .*; write {write}; see"):
         configs.parse(Experiment, Experiment(), arguments, prog="lm")
     assert configs.parse(Experiment, Experiment(), [write], prog="lm").model.use_bias == ("no-" not in write)
+
+
+def test_a_mistake_reads_the_same_whatever_the_terminal_can_show(monkeypatch: pytest.MonkeyPatch):
+    said = set()
+    for encoding in ("utf-8", "ascii"):
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        with pytest.raises(UserError) as caught:
+            configs.parse(Outer, Outer(), ["--mayb", "3"], prog="lm thing")
+        said.add(str(caught.value))
+    (line,) = said
+    assert line.startswith("Unrecognized options: --mayb, 3; Perhaps you meant: --maybe")
+    assert line.endswith("; see `lm thing --help`")
+    assert "--- " not in line
 
 
 def test_words_of_truth_are_values_where_a_setting_takes_one():

@@ -94,6 +94,10 @@ def test_pieces_are_coloured_on_a_terminal(monkeypatch: pytest.MonkeyPatch, caps
 MISTAKES = {
     "nothing to do": (["tokenizer"], r"Expected one of \{train, compare, show\}"),
     "unknown subcommand": (["tokenizer", "tarin"], "[Tt]arin.*train.*compare.*show"),
+    "misspelt option": (
+        ["tokenizer", "train", "--source", "text:corpus.txt", "--output", "x", "--vocab-siz", "9"],
+        r"Perhaps you meant: --vocab-size .* 8192\); see `lm tokenizer train --help`$",
+    ),
     "no output": (["tokenizer", "train", "--source", "text:corpus.txt"], "--output"),
     "output in use": (
         ["tokenizer", "train", "--source", "text:corpus.txt", "--output", "."],
@@ -127,5 +131,12 @@ def test_mistakes_are_one_line(place: Path, capsys: pytest.CaptureFixture[str], 
     said = capsys.readouterr().err
     assert said.startswith("lm: ")
     assert said.count("\n") == 1
-    assert re.search(message, said)
+    assert re.search(message, said.rstrip())
     assert not (place / "x").exists()
+
+
+def test_help_says_what_a_subcommand_is_for(capsys: pytest.CaptureFixture[str]):
+    for name, says in (("train", "--measure-bytes"), ("show", "Shows the pieces of a text")):
+        with pytest.raises(SystemExit):
+            main(["tokenizer", name, "-h"])
+        assert says in " ".join(capsys.readouterr().out.split())

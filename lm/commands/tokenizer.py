@@ -99,7 +99,12 @@ class ShowArguments:
     """Also the ids, on a line of their own."""
 
 
-_Asked: Any = (
+_SUBCOMMANDS: dict[str, type[TrainArguments] | type[CompareArguments] | type[ShowArguments]] = {
+    "train": TrainArguments,
+    "compare": CompareArguments,
+    "show": ShowArguments,
+}
+_Any: Any = (
     Annotated[TrainArguments, tyro.conf.subcommand("train")]
     | Annotated[CompareArguments, tyro.conf.subcommand("compare")]
     | Annotated[ShowArguments, tyro.conf.subcommand("show")]
@@ -108,7 +113,11 @@ _Asked: Any = (
 
 def run(arguments: list[str]) -> int:
     """`lm tokenizer train|compare|show [options]`."""
-    asked = configs.parse(_Asked, None, arguments, prog="lm tokenizer")
+    name, rest = "".join(arguments[:1]), arguments[1:]
+    if name in _SUBCOMMANDS:  # on its own: of several, tyro names another program's help
+        asked = configs.parse(_SUBCOMMANDS[name], None, rest, prog=f"lm tokenizer {name}")
+    else:
+        asked = configs.parse(_Any, None, arguments, prog="lm tokenizer")
     if isinstance(asked, TrainArguments):
         return _train(asked)
     return _compare(asked) if isinstance(asked, CompareArguments) else _show(asked)
