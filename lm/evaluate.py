@@ -13,7 +13,10 @@ from lm.models.transformer import Transformer
 from lm.sharding import batch_sharding, compiler_options
 from lm.tasks.causal_lm import CausalLM
 
-EvalStep = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
+# What a step gives back: name -> sum over the batch, and where errors are wanted "rows": name -> each row's sum, [B].
+# Sums of rows are added up here and take the place of the batch's.
+EvalSums = dict[str, Any]
+EvalStep = Callable[[Any, dict[str, jax.Array]], EvalSums]
 
 
 def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -25,7 +28,7 @@ def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arr
 def make_eval_step(model: Transformer, task: CausalLM, mesh: Mesh, param_shardings: Any) -> EvalStep:
     """A jitted `(params, batch) -> sums`; no dropout."""
 
-    def step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def step(params: Any, batch: dict[str, jax.Array]) -> EvalSums:
         return task.loss(model, params, batch, None)[1]
 
     return jax.jit(
@@ -42,6 +45,7 @@ def evaluate(
     batches: Iterable[Mapping[str, np.ndarray]],
     mesh: Mesh,
     *,
+    summarise: Callable[[Mapping[str, Any]], dict[str, float]] = metrics.language_model,
     tokens_per_byte: float | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> dict[str, float]:
@@ -52,19 +56,25 @@ def evaluate(
       params: the parameters, sharded as it expects.
       batches: this process's rows of each batch.
       mesh: the mesh of all.
-      tokens_per_byte: of the whole split, to report bits per byte.
+      summarise: from the sums over all batches to what is reported, as the task wants it; sums are float64, of the
+        shape that the step gives them, and what it gives under `rows`, name -> `[B]`, comes as `metrics.row_moments`.
+      tokens_per_byte: of the whole split, to report bits per byte, where the loss is one per token.
       on_batch: called with the number of batches done.
 
     Returns:
-      `loss` (nats per token), `perplexity`, `accuracy`, `tokens` (scored) and, if asked for, `bits_per_byte`.
+      What `summarise` makes of it (of a language model: `loss`, `perplexity`, `accuracy` and their standard errors),
+      `tokens` (the sum `weight`: what was scored) and, if asked for, `bits_per_byte` with its standard error.
     """
-    total: dict[str, np.float64] = {}
+    total: dict[str, Any] = {}
     # Batches are read back one late, so that the device never waits for the host; sums add up in float64 here.
-    waiting: dict[str, jax.Array] | None = None
+    waiting: EvalSums | None = None
 
-    def add(sums: dict[str, jax.Array] | None) -> None:
-        for name, value in (sums or {}).items():
-            total[name] = total.get(name, np.float64(0)) + np.float64(jax.device_get(value))
+    def add(sums: EvalSums | None) -> None:
+        read = dict(jax.device_get(sums or {}))
+        if "rows" in read:
+            read |= metrics.row_moments(read["rows"])  # of which one is named `rows`: how many there were
+        for name, value in read.items():
+            total[name] = total.get(name, 0.0) + np.asarray(value, np.float64)
 
     for done, batch in enumerate(batches):
         sums = eval_step(params, to_devices(batch, mesh))
@@ -72,10 +82,12 @@ def evaluate(
         waiting = sums
         on_batch(done + 1)
     add(waiting)
-    result = metrics.summarise({name: float(value) for name, value in total.items()})
+    result = summarise(total)
     result["tokens"] = float(total["weight"])
     if tokens_per_byte is not None:
-        result["bits_per_byte"] = metrics.bits_per_byte(result["loss"], tokens_per_byte, 1.0)
+        for name in ("", "_se"):
+            if f"loss{name}" in result:
+                result[f"bits_per_byte{name}"] = metrics.bits_per_byte(result[f"loss{name}"], tokens_per_byte, 1.0)
     return result
 
 

@@ -310,7 +310,7 @@ class _Loop:
             "split": "train",
             "tokens": step * tokens_per_step,
             "seconds": round(clock.total, 3),
-            **metrics.summarise(values),
+            **metrics.language_model(values),
             "objective": values["objective"] / values["weight"] if values["weight"] else math.nan,
             "learning_rate": values["learning_rate"],
             "grad_norm": values["grad_norm"],

@@ -12,7 +12,13 @@ Sums = dict[str, Array]
 
 
 def cross_entropy(
-    logits: Array, targets: Array, weights: Array, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+    logits: Array,
+    targets: Array,
+    weights: Array,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    by_row: bool = False,
 ) -> tuple[Array, Sums]:
     """Weighted sums of the cross-entropy of `logits`.
 
@@ -22,6 +28,7 @@ def cross_entropy(
       weights: float32 `[...]`, 0 = not scored.
       label_smoothing: share of the target's probability spread evenly over the vocabulary (arXiv:1512.00567).
       z_loss: factor of the squared log-partition, which keeps logits from drifting (arXiv:2204.02311, section 5).
+      by_row: sums to report are of each row, `[B]`, as standard errors want them; inputs are then `[B, ...]`.
 
     Returns:
       The objective's sum, float32 scalar (what training minimises, once divided by the sum of weights), and sums to
@@ -40,7 +47,8 @@ def cross_entropy(
     if z_loss:
         objective = objective + z_loss * jnp.square(log_partition)
     hits = (target_logit >= jnp.max(logits, axis=-1)).astype(jnp.float32)
-    sums = {"loss": jnp.sum(plain * weights), "correct": jnp.sum(hits * weights)}
+    along = tuple(range(1, weights.ndim)) if by_row else None
+    sums = {"loss": jnp.sum(plain * weights, axis=along), "correct": jnp.sum(hits * weights, axis=along)}
     return jnp.sum(objective * weights), jax.lax.stop_gradient(sums)
 
 

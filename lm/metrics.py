@@ -1,32 +1,160 @@
-"""Metrics as sums and weights: added up over batches, devices and hosts, divided once at the end."""
+"""Metrics as sums and weights: added up over batches, devices and hosts, divided once at the end.
 
+A standard error needs more than a sum: tokens of one row say much the same, so rows are what is independent. While
+evaluating, a loss hands over each row's sums, and `row_moments` keeps what the errors of their ratios need.
+"""
+
+import itertools
 import math
 from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Sums = Mapping[str, Any]  # name -> float, or float64 array such as a confusion matrix
 
 
-def summarise(sums: Mapping[str, float]) -> dict[str, float]:
+def language_model(sums: Sums) -> dict[str, float]:
     """Turns the sums of a language-model loss into what is reported.
 
     Args:
-      sums: `loss` (nats), `correct` and `weight` (scored tokens), each added over all tokens.
+      sums: `loss` (nats), `correct` and `weight` (scored tokens), each added over all tokens; with `row_moments` of the
+        three also their standard errors.
 
     Returns:
-      `loss` (nats per token), `perplexity` and `accuracy` (share of tokens whose highest logit was right).
+      `loss` (nats per token), `perplexity` and `accuracy` (share of tokens whose highest logit was right); with moments
+      of two rows or more `loss_se`, `perplexity_se` (delta method) and `accuracy_se`.
     """
-    weight = sums["weight"]
-    loss = sums["loss"] / weight if weight else math.nan
-    return {
-        "loss": loss,
-        "perplexity": perplexity(loss),
-        "accuracy": sums["correct"] / weight if weight else math.nan,
+    loss = ratio(sums, "loss")
+    result = {"loss": loss, "perplexity": perplexity(loss), "accuracy": ratio(sums, "correct")}
+    if sums.get("rows", 0) >= 2:
+        result["loss_se"] = ratio_error(sums, "loss")
+        result["perplexity_se"] = result["perplexity"] * result["loss_se"]
+        result["accuracy_se"] = ratio_error(sums, "correct")
+    return result
+
+
+def classification(sums: Sums) -> dict[str, float]:
+    """Turns the sums of a classifier's loss into what is reported.
+
+    Args:
+      sums: `loss` (nats), `weight` (scored rows) and `confusion` (from the function of that name), added over all rows;
+        with `row_moments` of `loss` and `weight` also the loss's standard error.
+
+    Returns:
+      `loss` (nats per row), `accuracy` with `accuracy_se` (binomial: `sqrt(p (1 - p) / n)`), `micro_f1` (which equals
+      the accuracy where each row has one label) and `macro_f1`: the mean over the classes that occur as a label or as
+      a prediction. With moments of two rows or more also `loss_se`.
+    """
+    confusion = np.asarray(sums["confusion"], np.float64)
+    n, right = confusion.sum(), np.diag(confusion)
+    labelled, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    occurs = labelled + predicted > 0
+    f1 = 2 * right[occurs] / (labelled + predicted)[occurs]
+    accuracy = float(right.sum() / n) if n else math.nan
+    result = {
+        "loss": ratio(sums, "loss"),
+        "accuracy": accuracy,
+        "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / n) if n else math.nan,
+        "micro_f1": accuracy,
+        "macro_f1": float(f1.mean()) if n else math.nan,
     }
+    if sums.get("rows", 0) >= 2:
+        result["loss_se"] = ratio_error(sums, "loss")
+    return result
+
+
+def ratio(sums: Sums, name: str, weight: str = "weight") -> float:
+    """`sums[name] / sums[weight]`, not a number where nothing was scored."""
+    return float(sums[name] / sums[weight]) if sums[weight] else math.nan
+
+
+def ratio_error(sums: Sums, name: str, weight: str = "weight") -> float:
+    """Standard error of `ratio`, by linearisation, with rows as the independent units.
+
+    The sandwich of a ratio of sums: with each row's remainder `d = value - ratio * weight`, the variance is
+    `n / (n - 1) * sum(d^2) / sum(weight)^2`. It is what a bootstrap over rows finds (tests/test_metrics.py).
+
+    Args:
+      sums: with the `row_moments` of both names.
+      name: the numerator.
+      weight: the denominator.
+
+    Returns:
+      The error; not a number for fewer than two rows or where nothing was scored.
+    """
+    n, mean = float(sums["rows"]), ratio(sums, name, weight)
+    if n < 2 or math.isnan(mean):
+        return math.nan
+    remainders = (
+        sums[_product(name, name)] - 2 * mean * sums[_product(name, weight)] + mean**2 * sums[_product(weight, weight)]
+    )
+    return math.sqrt(max(float(remainders), 0.0) * n / (n - 1)) / float(sums[weight])
+
+
+def row_moments(rows: Mapping[str, np.ndarray]) -> dict[str, np.float64]:
+    """What errors of ratios need of each row's sums, itself to be added over batches.
+
+    In float64, on the host: remainders are small differences of large products, which float32 would lose.
+
+    Args:
+      rows: name -> `[B]`, each row's own sum; a row of padding is 0 in all.
+
+    Returns:
+      The sum of each name, of the product of every two names, and `rows`, how many rows were not all 0.
+    """
+    values = {name: np.asarray(value, np.float64) for name, value in rows.items()}
+    moments = {name: value.sum() for name, value in values.items()}
+    for a, b in itertools.combinations_with_replacement(sorted(values), 2):
+        moments[_product(a, b)] = values[a] @ values[b]
+    moments["rows"] = np.float64(np.any([value != 0 for value in values.values()], axis=0).sum())
+    return moments
+
+
+def row_sums(values: Mapping[str, jax.Array], weights: jax.Array) -> dict[str, jax.Array]:
+    """Each row's weighted sums, for `row_moments`.
+
+    Args:
+      values: name -> float32 `[B, T]`, of each token.
+      weights: float32 `[B, T]`, 0 = not scored.
+
+    Returns:
+      Each name and `weight`: float32 `[B]`.
+    """
+    sums = {name: jnp.sum(value * weights, axis=1) for name, value in values.items()}
+    return sums | {"weight": jnp.sum(weights, axis=1)}
+
+
+def confusion(labels: jax.Array, predictions: jax.Array, weights: jax.Array, n_classes: int) -> jax.Array:
+    """How often each label got each prediction.
+
+    Args:
+      labels: int32 `[N]`, from 0 to `n_classes - 1`.
+      predictions: int32 `[N]`, the same.
+      weights: float32 `[N]`, 0 = not scored.
+      n_classes: C.
+
+    Returns:
+      float32 `[C, C]`, labels down, predictions across.
+    """
+    classes = jnp.arange(n_classes)
+    labelled = (labels[:, None] == classes) * weights[:, None]
+    # In full precision: matrix units round to fewer bits, and weights need not be whole.
+    return jnp.matmul(labelled.T, (predictions[:, None] == classes).astype(jnp.float32), precision="highest")
 
 
 def perplexity(loss: float) -> float:
     """`exp` of nats per token; infinite where that overflows."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss >= 700 else math.exp(loss)
 
 
 def bits_per_byte(loss: float, tokens: float, n_bytes: float) -> float:
     """Nats per token as bits per byte of the text that those tokens spell: comparable across tokenizers."""
     return loss * tokens / (n_bytes * math.log(2))
+
+
+def _product(a: str, b: str) -> str:
+    """The name of the sum of products of two names."""
+    return "*".join(sorted((a, b)))

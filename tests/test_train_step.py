@@ -200,7 +200,7 @@ def test_dropout_is_of_the_seed_and_the_step():
 
     params = program.init().params
     one, two = (host(program.eval_step(params, to_devices(batch, program.mesh))) for _ in range(2))
-    assert one == two
+    tiny.assert_trees_equal(one, two)
     plain = Transformer(tiny.config(n_layers=1))
     expected = jax.jit(lambda p: TASK.loss(plain, p, batch, None)[1]["loss"])(params)
     np.testing.assert_allclose(one["loss"], expected, rtol=1e-6)

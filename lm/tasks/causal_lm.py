@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from lm import losses
+from lm import losses, metrics
 from lm.errors import check
 from lm.models.transformer import Transformer, head_parameters
 
@@ -42,8 +42,10 @@ class CausalLM:
           dropout_key: a key while training, None (no dropout) while evaluating.
 
         Returns:
-          The sum to minimise after division by `weight`, and sums `loss`, `correct` and `weight`: float32 scalars.
+          The sum to minimise after division by `weight`, and sums `loss`, `correct` and `weight`: float32 scalars;
+          while evaluating also the three of each row, float32 `[B]`, under the name `rows`.
         """
+        by_row = dropout_key is None
         hidden, _ = model.apply(
             {"params": params},
             batch["tokens"],
@@ -57,7 +59,7 @@ class CausalLM:
         def head_loss(head: Any, hidden: Array, targets: Array, weights: Array):
             logits: Any = model.apply({"params": head}, hidden, method="logits")
             return losses.cross_entropy(
-                logits, targets, weights, label_smoothing=self.label_smoothing, z_loss=self.z_loss
+                logits, targets, weights, label_smoothing=self.label_smoothing, z_loss=self.z_loss, by_row=by_row
             )
 
         head = head_parameters(model.config, params)
@@ -66,4 +68,11 @@ class CausalLM:
             total, sums = losses.chunked(head_loss, head, hidden, targets, weights, self.loss_chunk)
         else:
             total, sums = head_loss(head, hidden, targets, weights)
+        if by_row:
+            rows = sums | {"weight": weights.sum(axis=1)}
+            return total, {name: value.sum() for name, value in rows.items()} | {"rows": rows}
         return total, sums | {"weight": weights.sum()}
+
+    def summarise(self, sums: metrics.Sums) -> dict[str, float]:
+        """What is reported, from the sums over all batches."""
+        return metrics.language_model(sums)

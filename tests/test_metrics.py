@@ -1,0 +1,150 @@
+"""Metrics and their standard errors against bootstraps, a jackknife and counting by hand."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from lm import metrics
+
+
+def some_rows(n: int = 400, seed: int = 0) -> dict[str, np.ndarray]:
+    """Sums of rows whose tokens say much the same: unequal weights, and a longer row is a harder one."""
+    rng = np.random.default_rng(seed)
+    weight = rng.integers(1, 60, n).astype(np.float64)
+    nats = 2.0 + 0.02 * weight + rng.normal(0, 0.5, n)
+    return {"loss": nats * weight, "correct": np.floor(weight * rng.beta(4, 6, n)), "weight": weight}
+
+
+def add(*parts: dict) -> dict:
+    return {name: sum(part[name] for part in parts) for name in parts[0]}
+
+
+def test_errors_are_those_of_a_bootstrap_and_a_jackknife_over_rows():
+    rows = some_rows()
+    found = metrics.language_model(metrics.row_moments(rows))
+    assert found["loss"] == pytest.approx(rows["loss"].sum() / rows["weight"].sum(), rel=1e-12)
+    n, rng = len(rows["weight"]), np.random.default_rng(1)
+    drawn = rng.integers(0, n, (4000, n))
+    weight = rows["weight"][drawn].sum(axis=1)
+    left = {name: value.sum() - value for name, value in rows.items()}
+    for name, error in (("loss", found["loss_se"]), ("correct", found["accuracy_se"])):
+        assert error == pytest.approx((rows[name][drawn].sum(axis=1) / weight).std(), rel=0.05)
+        without = left[name] / left["weight"]
+        jackknife = math.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+        assert error == pytest.approx(jackknife, rel=0.02)
+    perplexities = np.exp(rows["loss"][drawn].sum(axis=1) / weight)
+    assert found["perplexity_se"] == pytest.approx(perplexities.std(), rel=0.05)
+    # Tokens taken as independent would promise far more: here each row's tokens share what they are off by.
+    assert found["loss_se"] > 3 * 0.5 / math.sqrt(rows["weight"].sum())
+
+
+def test_with_equal_rows_it_is_the_error_of_a_mean():
+    means = np.random.default_rng(0).normal(3, 1, 50)
+    moments = metrics.row_moments({"loss": means * 7, "correct": means, "weight": np.full(50, 7.0)})
+    assert metrics.ratio_error(moments, "loss") == pytest.approx(means.std(ddof=1) / math.sqrt(50), rel=1e-9)
+
+
+def test_moments_add_up_over_any_batches_and_padding_counts_for_nothing():
+    rows = some_rows(30)
+    whole = metrics.row_moments(rows)
+    parts = [{name: value[i : i + 7] for name, value in rows.items()} for i in range(0, 30, 7)]
+    parts[-1] = {name: np.append(value, np.zeros(5)) for name, value in parts[-1].items()}
+    added = add(*(metrics.row_moments(part) for part in parts))
+    assert added["rows"] == 30
+    assert metrics.language_model(added) == pytest.approx(metrics.language_model(whole), rel=1e-12)
+
+
+def test_a_small_error_on_a_large_mean_survives():
+    rng = np.random.default_rng(0)
+    weight = np.full(1000, 1024.0)
+    nats = 9.0 + 1e-4 * rng.standard_normal(1000)  # float32 sums of squares would leave noise of this size
+    moments = metrics.row_moments({"loss": (nats * weight).astype(np.float32), "weight": weight.astype(np.float32)})
+    assert metrics.ratio_error(moments, "loss") == pytest.approx(nats.std(ddof=1) / math.sqrt(1000), rel=0.05)
+
+
+def test_one_row_has_no_error_and_no_row_no_mean():
+    one = metrics.language_model(metrics.row_moments({name: value[:1] for name, value in some_rows().items()}))
+    assert set(one) == {"loss", "perplexity", "accuracy"}
+    none = metrics.language_model(metrics.row_moments({name: value * 0 for name, value in some_rows().items()}))
+    assert all(math.isnan(value) for value in none.values())
+    assert metrics.language_model({"loss": 6.0, "correct": 1.0, "weight": 4.0}) == {
+        "loss": 1.5,
+        "perplexity": math.exp(1.5),
+        "accuracy": 0.25,
+    }
+
+
+def test_identical_rows_have_no_error_whatever_rounding_leaves():
+    third = np.full(10, 1 / 3)
+    moments = metrics.row_moments({"loss": third * 0.1, "correct": third, "weight": third})
+    assert metrics.ratio_error(moments, "loss") == pytest.approx(0, abs=1e-8)
+
+
+def test_sums_of_rows_are_weighted():
+    rng = np.random.default_rng(0)
+    values, weights = rng.random((3, 5)).astype(np.float32), rng.random((3, 5)).astype(np.float32)
+    weights[2] = 0
+    sums = jax.jit(metrics.row_sums)({"loss": values}, weights)
+    for name, want in (("loss", values * weights), ("weight", weights)):
+        np.testing.assert_allclose(sums[name], [row.sum() for row in want.astype(np.float64)], rtol=1e-6)
+
+
+LABELS = [0, 0, 0, 1, 1, 2, 2, 2, 2, 0, 1]
+PREDICTIONS = [0, 1, 0, 1, 1, 2, 0, 2, 4, 4, 0]
+WEIGHTS = [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0]
+
+
+def some_confusion(n_classes: int = 5) -> np.ndarray:
+    counted = jax.jit(metrics.confusion, static_argnums=3)
+    arrays = np.array(LABELS, np.int32), np.array(PREDICTIONS, np.int32), np.array(WEIGHTS, np.float32)
+    return np.asarray(counted(*arrays, n_classes))
+
+
+def test_confusion_counts_labels_down_and_predictions_across():
+    want = np.zeros((5, 5))
+    for label, prediction, weight in zip(LABELS, PREDICTIONS, WEIGHTS):
+        want[label, prediction] += weight
+    np.testing.assert_array_equal(some_confusion(), want)
+
+
+def f1_by_hand(cls: int) -> float:
+    pairs = [(a, b) for a, b, w in zip(LABELS, PREDICTIONS, WEIGHTS) if w]
+    hits = sum(a == b == cls for a, b in pairs)
+    if not hits:
+        return 0.0
+    precision = hits / sum(b == cls for _, b in pairs)
+    recall = hits / sum(a == cls for a, _ in pairs)
+    return 2 * precision * recall / (precision + recall)
+
+
+def test_classification_by_hand():
+    found = metrics.classification({"loss": 4.5, "weight": 9.0, "confusion": some_confusion().astype(np.float64)})
+    assert found["loss"] == 0.5
+    assert found["accuracy"] == found["micro_f1"] == pytest.approx(6 / 9)
+    assert found["accuracy_se"] == pytest.approx(math.sqrt(6 / 9 * 3 / 9 / 9))
+    # Class 3 occurs nowhere and class 4 only as a prediction: the first does not count, the second is 0.
+    assert found["macro_f1"] == pytest.approx(sum(f1_by_hand(cls) for cls in (0, 1, 2, 4)) / 4)
+
+
+def test_classification_as_scikit_learn():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(0, 4, 200), rng.integers(0, 6, 200)
+    matrix = metrics.confusion(labels, predictions, np.ones(200, np.float32), 7)
+    found = metrics.classification({"loss": 0.0, "weight": 200.0, "confusion": matrix})
+    for average in ("micro", "macro"):
+        want = sklearn.f1_score(labels, predictions, average=average, zero_division=0)
+        assert found[f"{average}_f1"] == pytest.approx(want)
+
+
+def test_nothing_classified_is_not_a_number():
+    found = metrics.classification({"loss": 0.0, "weight": 0.0, "confusion": np.zeros((3, 3))})
+    assert all(math.isnan(value) for value in found.values())
+
+
+def test_perplexity_overflows_to_infinity():
+    assert metrics.perplexity(800.0) == math.inf
+    assert metrics.perplexity(math.log(7)) == pytest.approx(7)
+    assert metrics.bits_per_byte(math.log(2), 3, 12) == pytest.approx(0.25)
