@@ -57,6 +57,10 @@ def test_a_dataset_is_exported_and_nothing_is_written_for_an_export_that_cannot_
     for arguments, message in (
         (["--export-to", "out"], "nothing is exported"),
         (["--export", "jsonl.zst", "--export-to", "."], "is there already"),
+        (
+            ["--export", "jsonl.zst", "--export-to", "corpus.txt/out"],
+            "--export-to corpus.txt/out: Not a directory; name",
+        ),
     ):
         assert main([*ARGUMENTS, *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -21,6 +21,7 @@ from lm.commands.exits import DONE, INTERRUPTED
 from lm.commands.shared import open_console, show
 from lm.config import Experiment
 from lm.console import PreparationReporter
+from lm.data.atomic import check_writable
 from lm.data.config import DataConfig
 from lm.data.export import check_export, export_jsonl_zst, export_tfrecord
 from lm.data.loader import check_loader_config
@@ -150,7 +151,12 @@ def _check_export_settings(form: str | None, folder: Path | None) -> None:
             folder is None, f"--export-to is {folder}, but nothing is exported; choose --export jsonl.zst or tfrecord"
         )
         return
-    check(folder is None or not folder.exists(), f"--export-to {folder} is there already; name a folder to be made")
+    if folder is not None:
+        check(not folder.exists(), f"--export-to {folder} is there already; name a folder to be made")
+        try:
+            check_writable(folder.absolute())
+        except OSError as error:
+            raise UserError(f"--export-to {folder}: {error.strerror}; name a folder that can be made") from error
     package, extra = {"jsonl.zst": ("zstandard", "text"), "tfrecord": ("tensorflow", "tfrecord")}[form]
     require(package, extra=extra, need=f"--export {form}")
 

@@ -8,6 +8,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,13 @@ def resumable_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[Work
             shutil.rmtree(building, ignore_errors=True)
             raise
         shutil.rmtree(building, ignore_errors=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises the `OSError` that making `folder`, or a file in it if it is there, would; leaves nothing behind."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    # Permissions alone would not tell: the superuser's, and file systems that are mounted to be read.
+    os.rmdir(tempfile.mkdtemp(prefix=_TEMPORARY, dir=there))
 
 
 @contextlib.contextmanager

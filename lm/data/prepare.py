@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.data.atomic import Workspace, resumable_folder
+from lm.data.atomic import Workspace, check_writable, resumable_folder
 from lm.data.config import DataConfig
 from lm.data.corpus import Corpus, split_code
 from lm.data.duplicates import Found, remove_duplicates
@@ -149,10 +149,11 @@ def prepare(
         for role in ("source", "validation_source", "test_source")
         if (form := getattr(data, role)) is not None
     }
-    seen = _modified(sources)
-    files = _fingerprint_sources(sources, report)
+    _check_root(data)
     # A tokenizer that is brought along shapes the dataset as much as the text does.
     brought = None if is_trained(tokenizer) else train_tokenizer(tokenizer, ())
+    seen = _modified(sources)
+    files = _fingerprint_sources(sources, report)
     fingerprint = _fingerprint(settings, brought, files)
 
     folder = Path(data.root).expanduser() / data.name / fingerprint / DATASET_VERSION
@@ -165,9 +166,24 @@ def prepare(
                 _build(space, settings, brought, sources, files, fingerprint, runner, report, min_tokens)
                 _check_unchanged(seen, _modified(sources))
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        raise UserError(f"cannot write the dataset in {folder}: {reason}; free space or set data.root") from error
+        raise _cannot_write(folder, error) from error
     return folder
+
+
+def _cannot_write(folder: Path, error: OSError) -> UserError:
+    reason = error.strerror or " ".join(str(error).split())
+    return UserError(f"cannot write the dataset in {folder}: {reason}; free space or set data.root")
+
+
+def _check_root(data: DataConfig) -> None:
+    """Raises `UserError` if no dataset can be written, before any text is read."""
+    folder = Path(data.root).expanduser() / data.name
+    if any(folder.glob(f"*/{DATASET_VERSION}")):
+        return  # perhaps the very one: it may lie where nobody may write
+    try:
+        check_writable(folder.absolute())
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
 
 
 def _check_settings(settings: _Settings) -> None:

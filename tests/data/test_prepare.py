@@ -660,6 +660,7 @@ BAD = {
     "broken text": ({"source": "text:{tmp}/latin.bin"}, {}, "is not UTF-8"),
     "root is a file": ({"root": "{tmp}/one.txt"}, {}, "cannot write the dataset in .*: Not a directory"),
     "root cannot be": ({"root": "/proc/none/datasets"}, {}, "cannot write the dataset in /proc"),
+    "no such tokenizer": ({}, {"kind": "file:nope"}, "'file:nope', but there is no such file"),
 }
 
 
@@ -676,6 +677,35 @@ def test_bad_input_is_answered_in_one_line(tmp_path: Path, data: dict, tokenizer
         prepare(DataConfig(**settings), TokenizerConfig(**({"kind": "byte"} | tokenizer)))
     assert "\n" not in str(caught.value)
     assert everything_below(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("data", "tokenizer"),
+    [({"root": "{tmp}/t.txt"}, BYTE), ({"root": "/proc/none"}, BYTE), ({}, TokenizerConfig(kind="file:nope"))],
+)
+def test_what_cannot_work_is_told_before_text_is_read(tmp_path: Path, data: dict, tokenizer: TokenizerConfig):
+    settings = {name: value.replace("{tmp}", str(tmp_path)) for name, value in data.items()}
+    asked = dataclasses.replace(corpus(tmp_path), **settings)
+    phases: list[str] = []
+    with pytest.raises(UserError):
+        prepare(asked, tokenizer, lambda phase, *_: phases.append(phase))
+    assert phases == []
+
+
+def test_a_dataset_is_found_where_nobody_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = corpus(tmp_path)
+    folder = prepare(data, BYTE)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("os.mkdir", "tempfile.mkdtemp"):
+        monkeypatch.setattr(name, read_only)
+    assert prepare(data, BYTE) == folder
+    with pytest.raises(UserError, match=r"cannot write the dataset in .*Read-only file system"):
+        prepare(data, BPE)
+    with pytest.raises(UserError, match=r"cannot write the dataset in .*Read-only file system"):
+        prepare(dataclasses.replace(data, name="other"), BYTE)
 
 
 PTB = Path(__file__).parents[3] / "shared/data/ptb"
