@@ -111,6 +111,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         [*TRAIN, "--tokenizer.kind", "bpe", "--tokenizer.vocab-size", "999", "--model.vocab-size", "500"],
         r"999 ids.*vocab_size is 500; set",
     ),
+    "size of a vocabulary that is not trained": (
+        [*TRAIN, "--tokenizer.kind", "byte", "--tokenizer.vocab_size=5000"],
+        r"--tokenizer.vocab-size is set, but nothing is trained with tokenizer.kind 'byte'; leave one out",
+    ),
     "unknown tokenizer": ([*TRAIN, "--tokenizer.kind", "words"], r"'words'.*byte"),
     "tokenizer file that is not there": ([*TRAIN, "--tokenizer.kind", "hf:nope.json"], r"nope\.json"),
     "heads do not divide the width": ([*TRAIN, "--model.n-heads", "3"], r"n_heads = 3 does not divide.*d_model = 16"),

@@ -114,10 +114,18 @@ def test_what_no_training_could_read_is_not_prepared(corpus: Path, capsys: pytes
         (["--data.seq-len", "0"], "data.seq-len is 0"),
         (["--data.stride", "1000"], "data.stride is 1000"),
         (["--data.mixture.weights", "1", "2"], "names no dataset"),
+        (["--tokenizer.vocab-size", "5000"], "--tokenizer.vocab-size is set, but nothing is trained with tokenizer.ki"),
+        (["--tokenizer.training_bytes=5"], "--tokenizer.training-bytes is set, but nothing is trained"),
     ):
         assert main([*ARGUMENTS, *arguments]) == 2
         assert message in capsys.readouterr().err
     assert not (corpus / "datasets").exists()
+    # A config's own vocabulary goes with any kind.
+    (corpus / "mine.py").write_text(
+        "from lm.config import Experiment\nfrom lm.text.tokenizer import TokenizerConfig\n"
+        "def get_config():\n    return Experiment(tokenizer=TokenizerConfig(vocab_size=300))\n"
+    )
+    assert main(["prepare", "mine.py", *ARGUMENTS[1:]]) == 0
 
 
 def test_a_runner_that_cannot_work_is_one_line(corpus: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):

@@ -18,7 +18,7 @@ from rich.text import Text
 import lm
 from lm import config as configs
 from lm.commands.exits import DONE, INTERRUPTED
-from lm.commands.shared import open_console, show
+from lm.commands.shared import check_typed, open_console, show
 from lm.config import Experiment
 from lm.console import PreparationReporter
 from lm.data.atomic import check_writable
@@ -76,6 +76,7 @@ def run(arguments: list[str]) -> int:
     asked = configs.parse(
         PrepareArguments, PrepareArguments.of(experiment), arguments, prog=prog, description=description
     )
+    check_typed(arguments, asked.tokenizer)
     _check_export_settings(asked.export, asked.export_to)
     check_loader_config(asked.data)
     console = open_console()

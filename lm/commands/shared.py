@@ -12,7 +12,26 @@ import jax
 import tyro
 from rich.console import Console
 
+from lm.errors import check
+from lm.text.tokenizer import TokenizerConfig, is_trained
+
 RunArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
+
+def check_typed(arguments: list[str], tokenizer: TokenizerConfig) -> None:
+    """Raises `UserError` for a setting that was typed and that a tokenizer of this kind does not read.
+
+    `check_tokenizer_config` can't: every config file sets its vocabulary, and `--tokenizer.kind byte` is to be typed
+    with any of them.
+    """
+    if is_trained(tokenizer):
+        return
+    typed = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    for option in ("--tokenizer.vocab-size", "--tokenizer.training-bytes"):
+        check(
+            option not in typed,
+            f"{option} is set, but nothing is trained with tokenizer.kind {tokenizer.kind!r}; leave one out",
+        )
 
 
 def open_console() -> Console:

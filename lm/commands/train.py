@@ -15,7 +15,7 @@ from rich.console import Console
 from lm import config as configs
 from lm import run as runs
 from lm.commands.exits import DONE, FAILED, PREEMPTED
-from lm.commands.shared import next_commands, open_console, show
+from lm.commands.shared import check_typed, next_commands, open_console, show
 from lm.config import Experiment
 from lm.console import PreparationReporter, TrainingReporter
 from lm.errors import UserError, check
@@ -63,6 +63,7 @@ def run(arguments: list[str]) -> int:
         prog=f"lm train {path}",
         description=configs.describe(path),
     )
+    check_typed(rest, parsed.experiment.tokenizer)
     console = open_console()
     run = parsed.run or Path("runs") / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     return _train(
