@@ -9,12 +9,14 @@ that all workers see.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import io
 import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import threading
 import traceback
@@ -28,6 +30,8 @@ from lm.data.workers import start_worker
 from lm.errors import UserError, check, require
 
 log = logging.getLogger(__name__)
+
+_OPTION = re.compile(r"(--)?[A-Za-z]\w*(=.*)?", re.DOTALL)
 
 Report = Callable[[int, int], None]
 """Called with what is done and the total, in the unit of `Task.size`."""
@@ -73,19 +77,37 @@ def check_runner_config(config: RunnerConfig) -> None:
     from apache_beam.runners import runner as runners
 
     try:
-        runners.create_runner(config.runner)
+        runner = runners.create_runner(config.runner)
     except (ValueError, ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"--runner is {config.runner!r}; choose local, DirectRunner or another runner of Apache Beam ({reason})"
         ) from None
+    _check_options(config, runner)
+
+
+def _check_options(config: RunnerConfig, runner: Any) -> None:
+    """Raises `UserError` for options that Beam would refuse in its own way, or drop without a word."""
+    from apache_beam.runners.portability.portable_runner import PortableRunner
+
+    given = f"--options {' '.join(config.options)}"
+    for option in config.options:
+        check(_OPTION.fullmatch(option), f"{given}: {option!r} is no option; write each as NAME or NAME=VALUE")
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
-            _beam_options(config).get_all_options()
+        with contextlib.redirect_stderr(complaint), _quiet():
+            options = _beam_options(config)
+            known = options.get_all_options()
+            unknown = sorted(set(options.get_all_options(retain_unknown_options=True)) - set(known))
     except SystemExit:  # its parser is made for whole programs
         reason = complaint.getvalue().strip().splitlines()[-1].partition("error: ")[2]
-        raise UserError(f"--options {' '.join(config.options)}: {reason or 'Beam does not take them'}") from None
+        raise UserError(f"{given}: {reason or 'Beam does not take them'}") from None
+    if unknown and isinstance(runner, PortableRunner):  # the server that it hands the work to has options of its own
+        log.warning("%s: Beam does not know %s; %s may", given, ", ".join(unknown), config.runner)
+    elif unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{given}: Beam does not know {unknown[0]}{meant}; correct it or leave it out")
 
 
 def run_tasks(tasks: Sequence[Task], config: RunnerConfig, report: Report) -> None:
@@ -133,14 +155,21 @@ def _call(task: Task) -> None:
     task()
 
 
-def _beam():
-    """Apache Beam, without the advice it logs on import about services that are not used here."""
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what others log, errors aside."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        return require("apache_beam", extra="beam", need="--runner")
+        yield
     finally:
         logging.disable(before)
+
+
+def _beam():
+    """Apache Beam, without the advice it logs on import about services that are not used here."""
+    with _quiet():
+        return require("apache_beam", extra="beam", need="--runner")
 
 
 def _beam_options(config: RunnerConfig):

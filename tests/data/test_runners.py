@@ -107,12 +107,24 @@ def test_a_file_or_folder_is_whole_or_not_there(tmp_path: Path):
             RunnerConfig(runner="DirectRunner", options=("direct_num_workers=many",)),
             "--options direct_num_workers=many: .*invalid int value: 'many'",
         ),
+        (
+            RunnerConfig(runner="DirectRunner", options=("direct_num_worker=2",)),
+            "--options direct_num_worker=2: Beam does not know direct_num_worker; did you mean direct_num_workers",
+        ),
+        (RunnerConfig(runner="DirectRunner", options=("job_name", "a b")), "'a b' is no option; write each as NAME or"),
         (RunnerConfig(runner="NoSuchRunner"), "--runner is 'NoSuchRunner'; choose local, DirectRunner"),
     ],
 )
 def test_a_runner_that_cannot_be_had_is_refused(config: RunnerConfig, message: str):
     with pytest.raises(UserError, match=message):
         check_runner_config(config)
+
+
+def test_a_job_server_may_have_options_of_its_own(caplog: pytest.LogCaptureFixture):
+    pytest.importorskip("apache_beam")
+    check_runner_config(RunnerConfig(runner="FlinkRunner", options=("parallelism=8", "object_reuse=true")))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.endswith("Beam does not know object_reuse; FlinkRunner may")
 
 
 @pytest.mark.parametrize("dashes", ["", "--"])
