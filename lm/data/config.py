@@ -40,6 +40,15 @@ class DataConfig:
     field: str = "text"
     """The field or column that holds the text, wherever a document is a record and not a file; lists of strings are
     joined by newlines."""
+    fields: tuple[str, ...] = ()
+    """Two or more fields or columns that make the parts of a document, in place of `field`: the source and the target
+    of a translation, or a pair of sentences."""
+    label_field: str | None = None
+    """The field or column with the class of a document."""
+    labels: tuple[str, ...] = ()
+    """The classes, in order of id; none given: all that occur in the training split, sorted."""
+    sentences: bool = False
+    """Note where the sentences of a document begin, for objectives on sentences."""
     group_field: str | None = None
     """A field or column, such as the author: documents that agree in it share a split."""
     header: bool = True

@@ -19,7 +19,7 @@ import numpy as np
 from lm.data.atomic import whole_folder
 from lm.data.manifest import MANIFEST_FILE, TOKENIZER_FOLDER, Manifest, SourceFile, load_manifest
 from lm.data.sources import fingerprint_file
-from lm.data.store import DatasetStore
+from lm.data.store import DatasetStore, part_stops
 from lm.errors import UserError, check, require
 from lm.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -69,6 +69,8 @@ def export_jsonl_zst(
 ) -> ExportManifest:
     """Writes `SPLIT.jsonl.zst`: an object a line with the document's `text` and `key`, compressed by Zstandard.
 
+    Where documents have them, an object also holds `parts`, a list of texts, and `label`, the name of a class.
+
     Args:
       dataset: folder of a prepared dataset.
       output: the folder to make.
@@ -90,7 +92,7 @@ def export_jsonl_zst(
         with stem.with_name(f"{stem.name}.jsonl.zst").open("wb") as file, compressor.stream_writer(file) as stream:
 
             def write(document: _Exported) -> None:
-                line = json.dumps({"text": document.text, "key": document.key}, ensure_ascii=False)
+                line = json.dumps(document.described(), ensure_ascii=False)
                 stream.write(line.encode("utf-8") + b"\n")
 
             yield write
@@ -103,7 +105,8 @@ def export_tfrecord(
 ) -> ExportManifest:
     """Writes `SPLIT-00000-of-00001.tfrecord` …: one `tf.train.Example` a document.
 
-    Its features are `tokens` (int64, the end-of-document token included), `text` and `key` (bytes, UTF-8). Arguments,
+    Its features are `tokens` (int64, the end-of-document token included), and as bytes in UTF-8 `text`, `key` and,
+    where documents have them, `parts` and `label`. Arguments,
     result and errors are those of `export_jsonl_zst`, but that it takes the package tensorflow.
     """
     tf = require("tensorflow", extra="tfrecord", need="export to TFRecord")
@@ -129,6 +132,13 @@ class _Exported(NamedTuple):
     key: str
     text: str
     tokens: np.ndarray
+    parts: list[str] | None
+    label: str | None
+
+    def described(self) -> dict[str, Any]:
+        """Its texts, key and class, JSON-ready."""
+        more = {"parts": self.parts, "label": self.label}
+        return {"text": self.text, "key": self.key} | {name: value for name, value in more.items() if value is not None}
 
 
 _Writer = Callable[[Path], contextlib.AbstractContextManager[Callable[[_Exported], None]]]
@@ -197,7 +207,7 @@ def _write(
         store = DatasetStore(dataset, split, cache_tokens=0)
         text_bytes = 0
         with writer(folder / split) as write:
-            for document in _documents(store, tokenizer):
+            for document in _documents(store, tokenizer, manifest.labels):
                 write(document)
                 text_bytes += len(document.text.encode("utf-8"))
                 done += 1
@@ -222,9 +232,10 @@ def _write(
     return exported
 
 
-def _documents(store: DatasetStore, tokenizer: Tokenizer) -> Iterator[_Exported]:
+def _documents(store: DatasetStore, tokenizer: Tokenizer, labels: Sequence[str]) -> Iterator[_Exported]:
     """The documents of a split in order."""
     offsets = store.document_offsets
+    stops = None if store.part_starts is None else part_stops(store)
     first, count = 0, len(offsets) - 1
     while first < count:
         # As many whole documents as fit, and one at least.
@@ -233,7 +244,14 @@ def _documents(store: DatasetStore, tokenizer: Tokenizer) -> Iterator[_Exported]
         for document in range(first, last):
             begin, end = offsets[document] - offsets[first], offsets[document + 1] - offsets[first]
             ids = tokens[begin:end]
-            yield _Exported(store.document_key(document), tokenizer.decode(ids[:-1].tolist()), ids)
+            parts = label = None
+            if store.part_offsets is not None and store.part_starts is not None and stops is not None:
+                mine = slice(*store.part_offsets[document : document + 2])
+                bounds = zip(store.part_starts[mine] - offsets[first], stops[mine] - offsets[first])
+                parts = [tokenizer.decode(tokens[start:stop].tolist()) for start, stop in bounds]
+            if store.labels is not None:
+                label = labels[store.labels[document]]
+            yield _Exported(store.document_key(document), tokenizer.decode(ids[:-1].tolist()), ids, parts, label)
         first = last
 
 
@@ -259,11 +277,10 @@ class _Shards:
     def write(self, document: _Exported) -> None:
         """Appends a `tf.train.Example`."""
         train = self._tf.train
-        strings = {"text": document.text, "key": document.key}
-        feature = {
-            name: train.Feature(bytes_list=train.BytesList(value=[value.encode("utf-8")]))
-            for name, value in strings.items()
-        }
+        feature = {}
+        for name, value in document.described().items():
+            texts = [value] if isinstance(value, str) else value
+            feature[name] = train.Feature(bytes_list=train.BytesList(value=[text.encode("utf-8") for text in texts]))
         feature["tokens"] = train.Feature(int64_list=train.Int64List(value=document.tokens.tolist()))
         example = train.Example(features=train.Features(feature=feature)).SerializeToString(deterministic=True)
         if self._bytes and self._bytes + len(example) > _SHARD_BYTES:

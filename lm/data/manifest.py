@@ -7,7 +7,10 @@ A dataset is one folder, `ROOT/NAME/FINGERPRINT/1.0.0`, that TFDS reads as it st
 - `report.json`, what was read, changed, dropped and found twice, and counts over the text (`lm.data.prepare`);
 - `tokenizer/`, for `lm.text.tokenizer.load_tokenizer`;
 - `index/SPLIT.records.npy`, int64 `[records + 1]`: the tokens before each record, and their total at the end;
-- `index/SPLIT.documents.npy`, int64 `[documents + 1]`: the tokens before each document, and their total.
+- `index/SPLIT.documents.npy`, int64 `[documents + 1]`: the tokens before each document, and their total;
+- where documents have parts, `index/SPLIT.part_starts.npy`, int64 `[parts]`: the tokens before each part, and
+  `index/SPLIT.part_offsets.npy`, int64 `[documents + 1]`: the parts before each document, and their total;
+- where documents have classes, `index/SPLIT.labels.npy`, int32 `[documents]`.
 """
 
 from __future__ import annotations
@@ -84,12 +87,14 @@ class Manifest:
     """`Tokenizer.vocab_size`."""
     eos_id: int
     """`Tokenizer.eos_id`, the token that ends each document."""
+    labels: list[str] = dataclasses.field(default_factory=list)
+    """The classes of documents, in order of id; empty where they have none."""
     files: dict[str, int]
     """Size in bytes of every other file of the dataset, so that a partial copy shows."""
 
 
 def index_path(folder: Path, split: str, of: str) -> Path:
-    """Path of an index file of `split`; `of` is "records" or "documents"."""
+    """Path of an index file of `split`; `of` is "records", "documents", or a column of documents."""
     return folder / "index" / f"{split}.{of}.npy"
 
 

@@ -34,6 +34,7 @@ from lm.data.manifest import (
     load_manifest,
     save_manifest,
 )
+from lm.data.parts import as_one_text, check_parts, sorted_labels
 from lm.data.preparation import REPORT_FILE, duplicates_report, reading_report, split_report
 from lm.data.runners import RunnerConfig, Task, check_runner_config, run_tasks, whole_output
 from lm.data.sources import (
@@ -197,6 +198,7 @@ def _check_settings(settings: _Settings) -> None:
         "data.mixture names prepared datasets; prepare each of them, without it",
     )
     check_source_config(data)
+    check_parts(data, settings.dedup, settings.augment)
     check(
         re.fullmatch(r"[a-z][a-z0-9_]*", data.name),
         f"data.name is {data.name!r}; use lower-case letters, digits and _, and start with a letter",
@@ -297,7 +299,8 @@ def _build(
     _check_training_split(found.fate, corpus, settings.data)
 
     tokenizer = _tokenizer(space.result / TOKENIZER_FOLDER, settings.tokenizer, brought, corpus, found, report)
-    writing = _writing_tasks(space, corpus, found, settings)
+    labels = _labels(corpus, found, settings.data)
+    writing = _writing_tasks(space, corpus, found, settings, labels)
     tasks = [task for listed in writing.values() for task in listed]
     run_tasks(tasks, runner, lambda done, total: report("tokenize", done, total))
     written = {split: [read_shard(task.output) for task in listed] for split, listed in writing.items()}
@@ -341,6 +344,7 @@ def _build(
         tokenizer_fingerprint=tokenizer.fingerprint(),
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
+        labels=list(labels),
         files={path.relative_to(space.result).as_posix(): path.stat().st_size for path in _files_below(space.result)},
     )
     save_manifest(manifest, space.result)
@@ -433,12 +437,30 @@ def _training_texts(config: TokenizerConfig, corpus: Corpus, found: Found, repor
     total = min(total, config.training_bytes)
     for ordinal, _, text in corpus.documents(0, len(corpus)):
         if found.fate[ordinal] == split_code("train"):
-            yield text
+            yield as_one_text(text)
             done += len(text.encode("utf-8"))
             report("train tokenizer", min(done, total), total)
 
 
-def _writing_tasks(space: Workspace, corpus: Corpus, found: Found, settings: _Settings) -> dict[str, list[WriteShard]]:
+def _labels(corpus: Corpus, found: Found, data: DataConfig) -> tuple[str, ...]:
+    """The classes in order of id: those that are named, or those of the training split."""
+    if data.labels or data.label_field is None:
+        return data.labels
+    names: set[str] = set()
+    for unit, offset in zip(corpus.units, corpus.offsets):
+        mine = unit.column("label")[found.fate[offset : offset + len(unit)] == split_code("train")]
+        names.update(unit.summary["labels"][label] for label in np.unique(mine))
+    check(
+        len(names) > 1,
+        f"all training documents have the class {next(iter(names), None)!r} (data.label_field {data.label_field!r}); "
+        "a classifier needs two or more",
+    )
+    return sorted_labels(names)
+
+
+def _writing_tasks(
+    space: Workspace, corpus: Corpus, found: Found, settings: _Settings, labels: tuple[str, ...]
+) -> dict[str, list[WriteShard]]:
     """Cuts each split into shards of about equal bytes of text, at documents."""
     sizes = np.concatenate([np.zeros(0, np.int64), *(unit.sizes() for unit in corpus.units)])
     tasks: dict[str, list[WriteShard]] = {}
@@ -468,6 +490,8 @@ def _writing_tasks(space: Workspace, corpus: Corpus, found: Found, settings: _Se
                 last=int(mine[stop - 1]) + 1,
                 dedup=settings.dedup,
                 augment=settings.augment,
+                data=settings.data,
+                labels=labels,
             )
             for number, (start, stop) in enumerate(zip(starts, stops))
         ]

@@ -17,18 +17,20 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lm.data.config import DataConfig
 from lm.data.corpus import Corpus, UnitWriter, save_array, split_code
 from lm.data.manifest import TOKENIZER_FOLDER
+from lm.data.parts import MOST_LABELS, PartCutter, as_one_text, clean_parts, has_parts
 from lm.data.runners import whole_file, whole_output
 from lm.data.sources import Unit as SourceUnit
 from lm.data.sources import open_source
 from lm.data.statistics import Statistics
-from lm.data.writer import Shard, ShardWriter, shard_path
+from lm.data.writer import DOCUMENT_COLUMNS, Shard, ShardWriter, shard_path
+from lm.errors import check
 from lm.text.augment import AugmentConfig, Augmenter
 from lm.text.clean import CleanConfig, Cleaner
 from lm.text.dedup import (
@@ -73,14 +75,21 @@ class ReadUnit:
         keys: list[str] = []
         texts: list[str] = []
         splits: list[int] = []
+        labels: list[int] = []
+        classes: dict[str, int] = {}  # in order of appearance; other units find others
         characters = 0
+
+        def columns() -> dict[str, np.ndarray]:
+            found = self._columns(texts, splits)
+            return found if self.data.label_field is None else found | {"label": np.asarray(labels, np.int32)}
+
         with whole_output(self.output) as folder:
             writer = UnitWriter(folder)
             try:
                 for document in source.read(self.unit):
                     counts["read"] += 1
                     split = split_of(document.group or document.text, self.data) if self.role == "source" else self.role
-                    text = cleaner(document.text)
+                    text = clean_parts(cleaner, document.text)
                     if text is None:
                         counts["dropped"] += 1
                     elif not text or text.isspace():
@@ -89,21 +98,37 @@ class ReadUnit:
                         keys.append(document.key)
                         texts.append(text)
                         splits.append(split_code(split.removesuffix("_source")))
+                        if document.label is not None:
+                            labels.append(classes.setdefault(document.label, len(classes)))
+                            self._check_label(document.label, len(classes), document.key)
                         characters += len(text)
                     if characters >= _BATCH_CHARACTERS:
-                        writer.add(keys, texts, self._columns(texts, splits))
-                        keys, texts, splits, characters = [], [], [], 0
-                writer.add(keys, texts, self._columns(texts, splits))
+                        writer.add(keys, texts, columns())
+                        keys, texts, splits, labels, characters = [], [], [], [], 0
+                writer.add(keys, texts, columns())
                 writer.finish(
                     {
                         "role": self.role,
                         "counts": counts,
+                        "labels": list(classes),
                         "skipped": dataclasses.asdict(source.skipped),
                         "clean": cleaner.report.to_dict(),
                     }
                 )
             finally:
                 writer.close()
+
+    def _check_label(self, label: str, count: int, key: str) -> None:
+        given = self.data.labels
+        check(
+            not given or label in given,
+            f"{key} has the class {label!r}, which data.labels does not name ({', '.join(given)}); add it there",
+        )
+        check(
+            count <= MOST_LABELS,
+            f"data.label_field {self.data.label_field!r} holds more than {MOST_LABELS:,} different values; "
+            "name the column of the class",
+        )
 
     def _columns(self, texts: list[str], splits: list[int]) -> dict[str, np.ndarray]:
         columns: dict[str, np.ndarray] = {"split": np.asarray(splits, np.uint8)}
@@ -296,13 +321,17 @@ class WriteShard:
     last: int
     dedup: DedupConfig
     augment: AugmentConfig
+    data: DataConfig
+    labels: tuple[str, ...]
+    """All classes, in order of id."""
 
     def __call__(self) -> None:
         """See the class."""
+        cut = PartCutter(self.data) if has_parts(self.data) else None
         tokenizer = load_tokenizer(self.dataset / TOKENIZER_FOLDER)
         statistics = Statistics()
         token_counts = np.zeros(tokenizer.vocab_size, np.int64)
-        batch: list[tuple[str, str, bool]] = []
+        batch: list[_Piece] = []
         characters = 0
         with whole_output(self.output) as folder:
             shard_file = folder / "shard"
@@ -310,17 +339,19 @@ class WriteShard:
             with ShardWriter(shard_file, lengths, eos_id=tokenizer.eos_id) as writer:
 
                 def encode() -> None:
-                    for (key, text, last), ids in zip(batch, tokenizer.encode_batch([text for _, text, _ in batch])):
+                    for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch])):
                         tokens = np.asarray(ids, np.int64)
                         np.add(token_counts, np.bincount(tokens, minlength=len(token_counts)), out=token_counts)
-                        writer.add(key, ids, len(text.encode("utf-8")), last)
+                        size = len(piece.text.encode("utf-8"))
+                        writer.add(piece.key, ids, size, piece.last, begins_part=piece.begins_part, label=piece.label)
                     batch.clear()
 
-                for key, text in self._documents():
-                    statistics.add(text)
-                    pieces = list(tokenizer.pieces(text, _PIECE_CHARACTERS))
-                    for number, piece in enumerate(pieces, 1):
-                        batch.append((key, piece, number == len(pieces)))
+                for key, text, label in self._documents():
+                    statistics.add(as_one_text(text))
+                    parts = [list(tokenizer.pieces(part, _PIECE_CHARACTERS)) for part in (cut(text) if cut else [text])]
+                    pieces = [(piece, not number) for part in parts for number, piece in enumerate(part)]
+                    for number, (piece, begins) in enumerate(pieces, 1):
+                        batch.append(_Piece(key, piece, number == len(pieces), begins and cut is not None, label))
                         characters += len(piece)
                         if characters >= _BATCH_CHARACTERS:
                             encode()
@@ -335,8 +366,8 @@ class WriteShard:
             target = shard_path(self.dataset, self.name, self.split, self.number, self.count)
             shard_file.replace(target)
 
-    def _documents(self) -> Iterator[tuple[str, str]]:
-        """Key and text of the documents to write, copies included."""
+    def _documents(self) -> Iterator[tuple[str, str, int | None]]:
+        """Key, text and label of the documents to write, copies included."""
         corpus = Corpus(self.units)
         fate = np.load(self.fate, mmap_mode="r")
         mine = split_code(self.split)
@@ -349,19 +380,41 @@ class WriteShard:
             if dropped is not None and (gone := dropped.mask(ordinal)).any():
                 lines, _ = line_hashes(text, self.dedup)
                 text = without_lines(lines, gone)
-            yield key, text
+            label = self._label(corpus, ordinal) if self.data.label_field is not None else None
+            yield key, text, label
             if augmenter is not None:
                 for number, copy in enumerate(augmenter(text, key), 1):
-                    yield f"{key}#{number}", copy
+                    yield f"{key}#{number}", copy, label
+
+    def _label(self, corpus: Corpus, ordinal: int) -> int:
+        unit, number = corpus.locate(ordinal)
+        name = unit.summary["labels"][unit.column("label")[number]]
+        check(
+            name in self.labels,
+            f"the {self.split} split has the class {name!r}, which the training split lacks; "
+            "name all classes in data.labels",
+        )
+        return self.labels.index(name)
+
+
+class _Piece(NamedTuple):
+    """Text that is tokenised at once."""
+
+    key: str
+    text: str
+    last: bool
+    begins_part: bool
+    label: int | None
 
 
 def read_shard(output: Path) -> tuple[Shard, dict[str, Any], np.ndarray]:
     """What `WriteShard` left in its folder: the shard, its statistics, and int64 `[vocab_size]` token counts."""
     fields = json.loads((output / "shard.json").read_text(encoding="utf-8"))
-    shard = Shard(
-        **fields,
-        record_lengths=output / "lengths.records.npy",
-        document_lengths=output / "lengths.documents.npy",
-    )
+    files = {"record_lengths": output / "lengths.records.npy", "document_lengths": output / "lengths.documents.npy"}
+    for name in DOCUMENT_COLUMNS:
+        path = output / f"lengths.{name}.npy"
+        if path.exists():
+            files[name] = path
+    shard = Shard(**fields | files)
     statistics = json.loads((output / "statistics.json").read_text(encoding="utf-8"))
     return shard, statistics, np.load(output / "token_counts.npy")

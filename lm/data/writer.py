@@ -9,6 +9,7 @@ joins what they counted.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from lm.errors import UserError, check
 
 RECORD_TOKENS = 8192
 """Most tokens in one record: reading a few tokens out of the middle of a long document stays cheap."""
+
+DOCUMENT_COLUMNS = ("part_starts", "part_counts", "labels")
+"""What a shard may know of its documents besides their lengths."""
 
 _SUFFIX = "array_record"
 
@@ -40,6 +44,12 @@ class Shard:
     """int64 .npy `[records]`: tokens of each record."""
     document_lengths: Path
     """int64 .npy `[documents]`: tokens of each document."""
+    part_starts: Path | None = None
+    """int64 .npy `[parts]`: where in the shard each part begins, in tokens; None where documents have no parts."""
+    part_counts: Path | None = None
+    """int64 .npy `[documents]`: the parts of each document."""
+    labels: Path | None = None
+    """int32 .npy `[documents]`: the class of each document; None where they have none."""
 
 
 def shard_path(folder: Path, name: str, split: str, number: int, count: int) -> Path:
@@ -64,6 +74,8 @@ class ShardWriter:
         self._eos_id = eos_id
         self._record_lengths: list[int] = []
         self._document_lengths: list[int] = []
+        self._columns: dict[str, list[int]] = {name: [] for name in DOCUMENT_COLUMNS}
+        self._tokens = 0
         self._text_bytes = 0
         self._serialized_bytes = 0
         self._pending = np.zeros(0, np.int32)  # Tokens of the document at hand that fill no record yet.
@@ -72,7 +84,16 @@ class ShardWriter:
             # Groups of one record: a random read decompresses that record and no other.
             self._records: Any = ArrayRecordWriter(str(path), "group_size:1")
 
-    def add(self, key: str, ids: Sequence[int] | np.ndarray, text_bytes: int, last: bool) -> None:
+    def add(
+        self,
+        key: str,
+        ids: Sequence[int] | np.ndarray,
+        text_bytes: int,
+        last: bool,
+        *,
+        begins_part: bool = False,
+        label: int | None = None,
+    ) -> None:
         """Appends tokens to the document at hand.
 
         Args:
@@ -80,13 +101,23 @@ class ShardWriter:
           ids: its next tokens.
           text_bytes: UTF-8 bytes that they stand for.
           last: whether the document ends here; the end-of-document token is then appended.
+          begins_part: whether they begin a part of the document; then all documents have parts.
+          label: the document's class, or None for all documents; said with its last tokens.
         """
+        starts, counts, labels = (self._columns[name] for name in DOCUMENT_COLUMNS)
+        if begins_part:
+            starts.append(self._tokens)
+            counts += [0] * (len(self._document_lengths) + 1 - len(counts))
+            counts[-1] += 1
+        if last and label is not None:
+            labels.append(label)
         fresh = np.asarray([*ids, self._eos_id] if last else ids, np.int32)
         tokens = np.concatenate([self._pending, fresh])
         whole = len(tokens) if last else len(tokens) - len(tokens) % RECORD_TOKENS
         for start in range(0, whole, RECORD_TOKENS):
             self._write(key, tokens[start : min(start + RECORD_TOKENS, whole)])
         self._pending = tokens[whole:].copy()
+        self._tokens += len(fresh)
         self._text_bytes += text_bytes
         if last:
             self._document_lengths.append(self._offset)
@@ -112,6 +143,12 @@ class ShardWriter:
             reader.close()
         n = len(self._record_lengths)
         check(found == n, f"{self._path} holds {found} of {n} records: is the disk full, or broken?")
+        columns: dict[str, Path | None] = {}
+        for name, values in self._columns.items():
+            path = self._lengths.with_name(f"{self._lengths.name}.{name}.npy")
+            columns[name] = path if values else None
+            if values:
+                save_array(path, np.asarray(values, np.int32 if name == "labels" else np.int64))
         shard = Shard(
             documents=len(self._document_lengths),
             records=n,
@@ -120,6 +157,7 @@ class ShardWriter:
             serialized_bytes=self._serialized_bytes,
             record_lengths=self._lengths.with_name(self._lengths.name + ".records.npy"),
             document_lengths=self._lengths.with_name(self._lengths.name + ".documents.npy"),
+            **columns,
         )
         save_array(shard.record_lengths, np.asarray(self._record_lengths, np.int64))
         save_array(shard.document_lengths, np.asarray(self._document_lengths, np.int64))
@@ -185,6 +223,15 @@ def finish_dataset(folder: Path, name: str, splits: Mapping[str, Sequence[Shard]
     for split, shards in splits.items():
         _write_index(index_path(folder, split, "records"), [shard.record_lengths for shard in shards])
         _write_index(index_path(folder, split, "documents"), [shard.document_lengths for shard in shards])
+        counts = [shard.part_counts for shard in shards if shard.part_counts is not None]
+        if counts:
+            _write_index(index_path(folder, split, "part_offsets"), counts)
+            before = itertools.accumulate((shard.tokens for shard in shards), initial=0)
+            starts = [np.load(shard.part_starts) + base for shard, base in zip(shards, before) if shard.part_starts]
+            save_array(index_path(folder, split, "part_starts"), np.concatenate(starts))
+        labels = [np.load(shard.labels) for shard in shards if shard.labels is not None]
+        if labels:
+            save_array(index_path(folder, split, "labels"), np.concatenate(labels))
     _write_info(folder, name, splits)
     return {
         split: SplitCounts(

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lm.data.config import DataConfig
+from lm.data.parts import wanted_fields
 from lm.data.sources.base import Document, Part, SkipCounts, Source, Unit, fingerprint_file, match
 from lm.data.sources.encodings import plain_name
 from lm.data.sources.libraries import HuggingFace, Tfds
+from lm.data.sources.parallel import ParallelLines
 from lm.data.sources.records import JsonLines, JsonLists
 from lm.data.sources.tables import CommaSeparated, Parquet, TabSeparated
 from lm.data.sources.text import HtmlFiles, StandardLibrary, TextFiles
@@ -36,8 +38,8 @@ __all__ = [
 ]
 
 FORMS = (
-    "text:GLOB, html:GLOB, jsonl:GLOB, json:GLOB, csv:GLOB, tsv:GLOB, parquet:GLOB, tfds:NAME[/CONFIG][#SPLIT], "
-    "hf:NAME[@CONFIG][#SPLIT] or python-stdlib"
+    "text:GLOB, parallel:FILE,FILE, html:GLOB, jsonl:GLOB, json:GLOB, csv:GLOB, tsv:GLOB, parquet:GLOB, "
+    "tfds:NAME[/CONFIG][#SPLIT], hf:NAME[@CONFIG][#SPLIT] or python-stdlib"
 )
 
 _FILES: dict[str, Callable[[DataConfig, list[tuple[str, Path]]], Source]] = {
@@ -53,10 +55,11 @@ _LIBRARIES: dict[str, Callable[[DataConfig, str], Source]] = {"tfds": Tfds, "hf"
 
 _SKIPPING = ("on_error", "max_document_bytes")
 _ANY_FILE = ("encoding", *_SKIPPING)
-_RECORD = ("field", "group_field")
+_RECORD = ("field", "fields", "label_field", "labels", "group_field", "sentences")
 SHAPING_FIELDS_BY_FORM: dict[str, tuple[str, ...]] = {
-    "text": ("document", *_ANY_FILE),
-    "html": _SKIPPING,
+    "text": ("document", "sentences", *_ANY_FILE),
+    "parallel": _ANY_FILE,
+    "html": ("sentences", *_SKIPPING),
     "jsonl": (*_RECORD, *_ANY_FILE),
     "json": (*_RECORD, *_ANY_FILE),
     "csv": (*_RECORD, "header", *_ANY_FILE),
@@ -64,7 +67,7 @@ SHAPING_FIELDS_BY_FORM: dict[str, tuple[str, ...]] = {
     "parquet": (*_RECORD, *_SKIPPING),
     "tfds": (*_RECORD, *_SKIPPING),
     "hf": (*_RECORD, *_SKIPPING),
-    "python-stdlib": (),
+    "python-stdlib": ("sentences",),
 }
 """The settings of `DataConfig` that change the documents of each form; see `shaping`."""
 
@@ -88,7 +91,18 @@ def shaping(source: str, config: DataConfig) -> dict[str, Any]:
     found = {name: getattr(config, name) for name in SHAPING_FIELDS_BY_FORM[form_of(source)]}
     if found.get("on_error") != "skip":
         found.pop("max_document_bytes", None)
-    without_effect = {"on_error": "stop", "group_field": None, "encoding": "utf-8", "header": True}
+    if found.get("fields"):
+        del found["field"]
+    without_effect = {
+        "on_error": "stop",
+        "fields": (),
+        "label_field": None,
+        "labels": (),
+        "sentences": False,
+        "group_field": None,
+        "encoding": "utf-8",
+        "header": True,
+    }
     if "encoding" in found:
         found["encoding"] = plain_name(config.encoding)
     return {name: value for name, value in found.items() if without_effect.get(name, ...) != value}
@@ -107,16 +121,18 @@ def check_source_config(config: DataConfig) -> None:
         f"data.max_document_bytes is {config.max_document_bytes}; it must be at least 1",
     )
     form = form_of(config.source)
-    check(
-        config.group_field is None or "group_field" in SHAPING_FIELDS_BY_FORM[form],
-        f"data.group_field is {config.group_field!r}, but documents of {config.source!r} have no fields; leave it out",
-    )
+    for name in ("fields", "label_field", "group_field"):
+        value = getattr(config, name)
+        check(
+            not value or name in SHAPING_FIELDS_BY_FORM[form],
+            f"data.{name} is {value!r}, but documents of {config.source!r} have no fields; leave it out",
+        )
     sources = (config.source, config.validation_source, config.test_source)
     if not config.header and any(form_of(source) in ("csv", "tsv") for source in sources if source is not None):
-        for name, column in (("field", config.field), ("group_field", config.group_field)):
+        for column, setting in wanted_fields(config):
             check(
-                column is None or column.isdecimal(),
-                f"data.{name} is {column!r}, but --data.no-header says that columns have no names; "
+                column.isdecimal(),
+                f"{setting} is {column!r}, but --data.no-header says that columns have no names; "
                 "give its number, 0 for the first",
             )
 
@@ -138,6 +154,8 @@ def open_source(source: str, config: DataConfig) -> Source:
     check_source_config(config)
     if form in _LIBRARIES:
         return _LIBRARIES[form](config, source)
+    if form == "parallel":
+        return ParallelLines(config, source)
     if form in _FILES:
         return _FILES[form](config, match(source, source.partition(":")[2]))
     return StandardLibrary(config)

@@ -36,6 +36,8 @@ class Document:
     """Its text, as it stands in the file."""
     group: str | None = None
     """The value of `DataConfig.group_field`: documents of one group share a split. None: a group of its own."""
+    label: str | None = None
+    """The value of `DataConfig.label_field`."""
 
 
 @dataclass(frozen=True)

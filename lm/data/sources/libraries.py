@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.data.config import DataConfig
+from lm.data.parts import wanted_fields
 from lm.data.sources.base import BaseSource, Document, Part, listed, one_line
 from lm.data.sources.records import document_of
 from lm.errors import UserError, check, require
@@ -63,19 +64,19 @@ class HuggingFace(RecordSource):
         super().__init__(config, source)
         require("datasets", extra="hf", need=f"source {source!r}")
         names = self._records().column_names
-        for field, setting in ((config.field, "data.field"), (config.group_field, "data.group_field")):
+        for field, setting in wanted_fields(config):
             check(
-                field is None or field in names,
+                field in names,
                 f"source {source!r} has no column {field!r}; it has {listed(names)}: set {setting}",
             )
 
     def _records(self) -> Any:
         if self._opened is None:
             records = self._open_anew()
-            wanted = (self.config.field, self.config.group_field)
+            wanted = dict(wanted_fields(self.config))
             fields = [name for name in records.column_names if name in wanted]
             # Other columns may hold pictures, which take long to decode.
-            self._opened = records.select_columns(fields) if self.config.field in fields else records
+            self._opened = records.select_columns(fields) if len(fields) == len(wanted) else records
         return self._opened
 
     def _open_anew(self) -> Any:
@@ -117,9 +118,9 @@ class Tfds(RecordSource):
     def __init__(self, config: DataConfig, source: str):
         super().__init__(config, source)
         builder, _ = self._open()
-        for field, setting in ((config.field, "data.field"), (config.group_field, "data.group_field")):
+        for field, setting in wanted_fields(config):
             check(
-                field is None or field in builder.info.features,
+                field in builder.info.features,
                 f"source {source!r} has no field {field!r}; it has {listed(builder.info.features)}: set {setting}",
             )
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lm.data.parts import join_parts, wanted_fields
 from lm.data.sources.base import (
     BROKEN_JSON,
     NO_FIELD,
@@ -31,11 +32,41 @@ def document_of(source: BaseSource, record: Mapping[str, Any], key: str, where: 
       key: the document's key.
       where: where it stands, for messages.
     """
-    field, group_field = source.config.field, source.config.group_field
-    for name, setting in ((field, "data.field"), (group_field, "data.group_field")):
-        if name is not None and name not in record:
+    config = source.config
+    for name, setting in wanted_fields(config):
+        if name not in record:
             source.problem(NO_FIELD, f"{where} has no field {name!r}; it has {listed(record)}", f"set {setting}")
             return None
+    texts = []
+    for name in config.fields or (config.field,):
+        text = _text(source, record, name, where)
+        if text is None:
+            return None
+        texts.append(text)
+    text = join_parts(texts) if config.fields else texts[0]
+    limit = config.max_document_bytes
+    if len(text) > limit or (4 * len(text) > limit and len(text.encode("utf-8", "surrogatepass")) > limit):
+        source.problem(*source.too_large(where))
+        return None
+    values: dict[str, str | None] = {"group": None, "label": None}
+    for role in values:
+        name = getattr(config, f"{role}_field")
+        if name is not None:
+            value = record[name]
+            if isinstance(value, list | dict) or (role == "label" and value is None):
+                found = f"{where}: field {name!r} holds {kind(value)}, not one value"
+                source.problem(NOT_TEXT, found, f"set data.{role}_field")
+                return None
+            if isinstance(value, bytes):
+                value = value.decode("utf-8", "backslashreplace")
+            # Half a surrogate pair in a name becomes "?".
+            values[role] = None if value is None else str(value).encode("utf-8", "replace").decode("utf-8")
+    return Document(key, text, **values)
+
+
+def _text(source: BaseSource, record: Mapping[str, Any], field: str, where: str) -> str | None:
+    """The text of one field; None, once its problem is told."""
+    setting = "set data.fields" if source.config.fields else "set data.field"
     text = record[field]
     if isinstance(text, list) and all(isinstance(line, str) for line in text):
         text = "\n".join(text)
@@ -43,24 +74,12 @@ def document_of(source: BaseSource, record: Mapping[str, Any], key: str, where: 
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
-            source.problem(UNDECODABLE, f"{where} is not UTF-8 at byte {error.start} of {field!r}", "set data.field")
+            source.problem(UNDECODABLE, f"{where} is not UTF-8 at byte {error.start} of {field!r}", setting)
             return None
     if not isinstance(text, str):
-        source.problem(NOT_TEXT, f"{where}: field {field!r} holds {kind(text)}, not text", "set data.field")
+        source.problem(NOT_TEXT, f"{where}: field {field!r} holds {kind(text)}, not text", setting)
         return None
-    limit = source.config.max_document_bytes
-    if len(text) > limit or (4 * len(text) > limit and len(text.encode("utf-8", "surrogatepass")) > limit):
-        source.problem(*source.too_large(where))
-        return None
-    group = None if group_field is None else record[group_field]
-    if isinstance(group, bytes):
-        group = group.decode("utf-8", "backslashreplace")
-    if isinstance(group, list | dict):
-        found = f"{where}: field {group_field!r} holds {kind(group)}, not one value"
-        source.problem(NOT_TEXT, found, "set data.group_field")
-        return None
-    # Half a surrogate pair in a name becomes "?".
-    return Document(key, text, None if group is None else str(group).encode("utf-8", "replace").decode("utf-8"))
+    return text
 
 
 class JsonLines(FileSource):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lm.data.config import DataConfig
+from lm.data.parts import wanted_fields
 from lm.data.sources.base import (
     BROKEN_ROW,
     DAMAGED,
@@ -62,14 +63,14 @@ class _Rows(FileSource):
         rows = self.rows(Part(part.key, part.path, part.bytes), encoding)
         _, names, problem = next(rows, (1, [], None))
         if problem is None and part.bytes:
-            for name, setting in ((self.config.field, "field"), (self.config.group_field, "group_field")):
-                if name is not None and names.count(name) != 1:
+            for name, setting in wanted_fields(self.config):
+                if names.count(name) != 1:
                     count = names.count(name)
                     found = f"{count} columns named {name!r}" if count else f"no column {name!r}"
                     problem = Problem(
                         NO_FIELD,
                         f"{part.path} has {found}; it has {listed(names)}",
-                        f"set data.{setting}, or --data.no-header if none is named",
+                        f"set {setting}, or --data.no-header if none is named",
                     )
                     break
         if problem is None:
@@ -219,10 +220,10 @@ class Parquet(BaseSource):
         import pyarrow.parquet as pq
 
         path, number = part.path, part.first
-        fields = [name for name in (self.config.field, self.config.group_field) if name is not None]
+        wanted = dict(wanted_fields(self.config))
         try:
             with pq.ParquetFile(path) as file:
-                for name, setting in zip(fields, ("data.field", "data.group_field")):
+                for name, setting in wanted.items():
                     if name not in file.schema_arrow.names:
                         if part.start == 0:  # told once for a file
                             found = f"it has {listed(file.schema_arrow.names)}"
@@ -231,7 +232,7 @@ class Parquet(BaseSource):
                 stop = part.stop if part.stop is not None else file.metadata.num_row_groups
                 row_groups = range(part.start, stop)
                 rows = sum(file.metadata.row_group(i).num_rows for i in row_groups)
-                for batch in file.iter_batches(_BATCH_ROWS, row_groups, columns=fields):
+                for batch in file.iter_batches(_BATCH_ROWS, row_groups, columns=list(wanted)):
                     for record in batch.to_pylist():
                         document = document_of(self, record, f"{part.key}:{number}", f"{path}:{number}")
                         if document is not None:

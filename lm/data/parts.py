@@ -1,0 +1,117 @@
+"""Documents of several parts: the columns of a record (source and target, a pair of sentences), or sentences.
+
+Between reading and tokenising the parts of a document are one text, with a character between them that no text holds.
+White space to all that normalises, it joins no two words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lm.data.config import DataConfig
+from lm.errors import check
+from lm.text.augment import AugmentConfig
+from lm.text.clean import Cleaner
+from lm.text.dedup import DedupConfig
+from lm.text.sentences import Sentences
+
+SEPARATOR = "\x1d"  # the ASCII group separator
+MOST_LABELS = 10_000
+"""More different labels than this are no classes but a mistaken column."""
+
+
+def wanted_fields(config: DataConfig) -> list[tuple[str, str]]:
+    """The columns a record must have, each with the setting that names it."""
+    texts = [(name, "data.fields") for name in config.fields] or [(config.field, "data.field")]
+    others = [(config.label_field, "data.label_field"), (config.group_field, "data.group_field")]
+    return texts + [(name, setting) for name, setting in others if name is not None]
+
+
+def check_parts(data: DataConfig, dedup: DedupConfig, augment: AugmentConfig) -> None:
+    """Raises `UserError` for settings of parts and labels that cannot be."""
+    check(
+        len(data.fields) != 1,
+        f"data.fields is {data.fields}; it names two or more columns, and data.field names a single one",
+    )
+    twice = [name for name in data.fields if data.fields.count(name) > 1]
+    check(not twice, f"data.fields names {twice[:1]} twice; each column makes one part")
+    has_columns = bool(data.fields) or data.source.startswith("parallel:")
+    check(
+        not (has_columns and data.sentences),
+        "data.sentences makes sentences the parts of a document, and these have others (data.fields, parallel:);"
+        " leave one out",
+    )
+    check(
+        not (has_columns and dedup.lines),
+        "dedup.lines takes lines out of documents, but these documents are kept in parts (data.fields); leave one out",
+    )
+    check(
+        not (has_columns and augment.copies),
+        "augment.copies alters texts as a whole, and these documents are kept in parts (data.fields); leave one out",
+    )
+    check(
+        len(set(data.labels)) == len(data.labels) != 1,
+        f"data.labels is {data.labels}; name two or more classes, each once, or none",
+    )
+    check(
+        data.label_field is not None or not data.labels,
+        "data.labels names classes, but data.label_field does not say where a document's class stands; set it",
+    )
+
+
+def join_parts(texts: Iterable[str]) -> str:
+    """Several texts as one."""
+    return SEPARATOR.join(text.replace(SEPARATOR, " ") for text in texts)
+
+
+def clean_parts(cleaner: Cleaner, text: str) -> str | None:
+    """Cleans every part; None if a rule drops one of them, empty if one has nothing left."""
+    cleaned = []
+    for part in text.split(SEPARATOR):
+        found = cleaner(part)
+        if found is None:
+            return None
+        if not found or found.isspace():
+            return ""
+        cleaned.append(found)
+    return SEPARATOR.join(cleaned)
+
+
+def as_one_text(text: str) -> str:
+    """A document for what knows no parts: tokenizer training, statistics, people."""
+    return text.replace(SEPARATOR, "\n")
+
+
+def has_parts(data: DataConfig) -> bool:
+    """Whether documents have parts."""
+    return bool(data.fields) or data.sentences or data.source.startswith("parallel:")
+
+
+class PartCutter:
+    """Cuts the text of a document into its parts, which joined are the text (but for the separators)."""
+
+    def __init__(self, data: DataConfig):
+        self._sentences = Sentences(words=False) if data.sentences else None
+
+    def __call__(self, text: str) -> list[str]:
+        """At least one part."""
+        if self._sentences is None:
+            return text.split(SEPARATOR)
+        parts, gap = [], ""
+        for body, end in self._sentences.of(text):
+            # White space goes to the sentence behind it, where tokenizers that keep spaces want it.
+            stop = end.rstrip()
+            parts.append(gap + body + stop)
+            gap = end[len(stop) :]
+        if not parts:
+            return [text]
+        parts[-1] += gap
+        return parts
+
+
+def sorted_labels(names: Iterable[str]) -> tuple[str, ...]:
+    """Classes in order of id: as numbers if all are, else by code points."""
+    found = set(names)
+    if all(name.isdecimal() for name in found):
+        return tuple(sorted(found, key=lambda name: (int(name), name)))
+    return tuple(sorted(found))
