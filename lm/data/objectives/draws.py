@@ -17,7 +17,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK64 = 2**64 - 1
 
 
-def row_keys(seed: int, purpose: int, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
+def row_keys(seed: int, purpose: int, epoch: np.ndarray | int, index: np.ndarray) -> np.ndarray:
     """A key for each row, uint64 shaped like `index`; `epoch` and `index` are integers that broadcast."""
     key = mix(np.array([seed & _MASK64], np.uint64)) + np.uint64(purpose)
     for part in np.broadcast_arrays(np.asarray(epoch, np.int64), np.asarray(index, np.int64)):

@@ -149,7 +149,7 @@ class Masker:
         self._starts = None if config.whole_words == "off" else WordStarts(tokenizer, words=config.whole_words)
 
     def __call__(
-        self, tokens: np.ndarray, real: np.ndarray, index: np.ndarray, epoch: np.ndarray
+        self, tokens: np.ndarray, real: np.ndarray, index: np.ndarray, epoch: np.ndarray | int
     ) -> tuple[np.ndarray, np.ndarray]:
         """What the model sees, int32 [N, T], and which places are scored, float32 [N, T].
 
@@ -157,14 +157,14 @@ class Masker:
           tokens: int32 [N, T].
           real: bool [N, T], where they are tokens and not padding.
           index: int64 [N], which examples they are.
-          epoch: int64 [N]; without `dynamic` it is ignored.
+          epoch: int64 [N], or one for all; without `dynamic` it is ignored.
         """
         config = self.config
         eligible = real & self._maskable[tokens]
         inputs, masked = mask_tokens(
             tokens,
             eligible,
-            row_keys(self._seed, MASKS, epoch if config.dynamic else np.zeros_like(epoch), index),
+            row_keys(self._seed, MASKS, epoch if config.dynamic else 0, index),
             rate=config.rate,
             mask_id=self._mask_id,
             vocabulary=self._vocabulary,
@@ -190,9 +190,9 @@ class MaskedExamples:
     def __len__(self) -> int:
         return len(self._base)
 
-    def batch(self, index: np.ndarray, epoch: np.ndarray) -> Batch:
+    def batch(self, index: np.ndarray, epoch: np.ndarray | int = 0) -> Batch:
         """See `Examples`; a target stands at the place of its token, and the base's weights say nothing here."""
-        index, epoch = np.asarray(index, np.int64), np.asarray(epoch, np.int64)
+        index = np.asarray(index, np.int64)
         rows = self._base.batch(index, epoch)
         tokens, real = rows["tokens"], real_tokens(rows, index)
         inputs, weights = self._masker(tokens, real, index, epoch)

@@ -159,7 +159,7 @@ class SpanExamples:
     def __len__(self) -> int:
         return self._n
 
-    def batch(self, index: np.ndarray, epoch: np.ndarray) -> Batch:
+    def batch(self, index: np.ndarray, epoch: np.ndarray | int = 0) -> Batch:
         """See `Examples`: `source_tokens`, `source_positions`, `source_segments` int32 [N, S], and the decoder's."""
         index = check_index(index, self._n)
         N, S, T = len(index), self._seq_len, self.target_len
@@ -234,9 +234,9 @@ class PrefixExamples:
     def __len__(self) -> int:
         return len(self._base)
 
-    def batch(self, index: np.ndarray, epoch: np.ndarray) -> Batch:
+    def batch(self, index: np.ndarray, epoch: np.ndarray | int = 0) -> Batch:
         """See `Examples`; adds `prefix` int32 [N, T]."""
-        index, epoch = np.asarray(index, np.int64), np.asarray(epoch, np.int64)
+        index = np.asarray(index, np.int64)
         rows = self._base.batch(index, epoch)
         real = real_tokens(rows, index)
         N, T = real.shape
