@@ -509,6 +509,13 @@ def test_what_differs_is_marked(before: str, after: str, by: Any, gone: list[str
     assert (marks(left), marks(right)) == (gone, new)
 
 
+def test_a_block_of_text_runs_in_its_own_direction():
+    """`dir=auto` looks past what is in a `bdi`, so the text must not be in one."""
+    for block in (excerpt("\u05e9\u05dc\u05d5\u05dd", cut=9), *differences("a b", "a c", by="word", cut=9)):
+        assert block.startswith('<div class="excerpt" dir="auto">')
+        assert "<bdi" not in block
+
+
 def test_what_an_excerpt_cuts_off_is_no_difference():
     before, after = "a  " + "b" * 77, "a " + "b" * 77 + "c"
     left, right = differences(before, after, by="character", cut=80)

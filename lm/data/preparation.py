@@ -13,6 +13,7 @@ from lm.data.manifest import SPLITS, SplitCounts
 from lm.data.sources import SkipCounts
 from lm.data.statistics import ORDERS, Statistics
 from lm.text.clean import CleanReport
+from lm.text.report import beginning
 from lm.text.tokenizer import Tokenizer
 
 REPORT_FILE = "report.json"
@@ -86,7 +87,8 @@ def duplicates_report(
 def _excerpt(corpus: Corpus, ordinal: int, what: str) -> dict[str, str]:
     unit, i = corpus.locate(ordinal)
     split = SPLITS[int(unit.column("split")[i])]
-    return {f"{what}_key": unit.key(i), f"{what}_split": split, f"{what}_text": unit.text(i)[:EXCERPT_CHARACTERS]}
+    text = beginning(unit.text(i), EXCERPT_CHARACTERS)
+    return {f"{what}_key": unit.key(i), f"{what}_split": split, f"{what}_text": text}
 
 
 def split_report(

@@ -80,7 +80,7 @@ def _masked(piece: str) -> str:
 
 def _block(parts: list[Html], text: str, cut: int | None) -> Html:
     more = element("span", "…", class_="more") if cut is not None and len(text) >= cut else None
-    return element("div", element("bdi", *parts), more, class_="excerpt")
+    return element("div", *parts, more, class_="excerpt", dir="auto")
 
 
 def _visible(text: str, *, spaces: bool) -> Html:

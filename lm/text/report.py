@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,6 +11,9 @@ MOST_EXAMPLES = 3
 _BEFORE_DIFFERENCE = 20  # characters of an excerpt
 _EXCERPT = 80
 _MARGIN = 400  # characters around an excerpt in which masks look, so that they find what it cuts in two
+# What `lm.text.mask` puts in the place of something, and such a word as `change_example` hides it.
+_MASK = re.compile(r"<(?:[A-Z]{2,9}|x{2,9})>")
+_LONGEST_MASK = 11
 
 
 @dataclass
@@ -115,21 +119,42 @@ def change_example(before: str, after: str, *, hide: Callable[[str], str] | None
       private: whether the change itself was a mask: letters of `before` become x, its digits 0.
     """
     start = _common_prefix(before, after)
-    first = max(0, start - _MARGIN)
+    first = _without_half_a_mask(before, max(0, start - _MARGIN))
     before, after = before[first : start + _MARGIN], after[first : start + _MARGIN]
     if private:
         before = "".join("0" if char.isdigit() else "x" if char.isalpha() else char for char in before)
     if hide is not None:
         before, after = (before if private else hide(before)), hide(after)
     start = start - first if private else _common_prefix(before, after)
-    cut = max(0, start - _BEFORE_DIFFERENCE)
-    return {"before": _storable(before[cut : cut + _EXCERPT]), "after": _storable(after[cut : cut + _EXCERPT])}
+    cut = _without_half_a_mask(after, max(0, start - _BEFORE_DIFFERENCE))
+    return {
+        "before": _storable(beginning(before[cut:], _EXCERPT)),
+        "after": _storable(beginning(after[cut:], _EXCERPT)),
+    }
 
 
 def excerpt(text: str, *, hide: Callable[[str], str] | None) -> str:
     """How `text` begins, after `hide`."""
     text = text[:_MARGIN]
-    return _storable((text if hide is None else hide(text))[:_EXCERPT])
+    return _storable(beginning(text if hide is None else hide(text), _EXCERPT))
+
+
+def beginning(text: str, length: int) -> str:
+    """The first `length` characters of `text`, and the rest of a mask, such as <PHONE>, that they would cut in two."""
+    over = _mask_around(text, length)
+    return text[: over.end() if over else length]
+
+
+def _without_half_a_mask(text: str, start: int) -> int:
+    """`start`, or where the mask begins in which it is."""
+    over = _mask_around(text, start)
+    return over.start() if over else start
+
+
+def _mask_around(text: str, place: int) -> re.Match[str] | None:
+    """The mask that begins before `place` and ends after it."""
+    near = _MASK.finditer(text, max(0, place - _LONGEST_MASK + 1), place + _LONGEST_MASK)
+    return next((mask for mask in near if mask.start() < place < mask.end()), None)
 
 
 def _storable(text: str) -> str:

@@ -159,6 +159,20 @@ def test_counts_and_reasons():
     assert language.drops[0]["text"] == CHINESE[:80]
 
 
+def test_no_example_begins_or_ends_within_a_mask():
+    for shift in range(30):
+        # A change, with a telephone number at each end of what is shown of it, and of a dropped document's beginning.
+        text = "a" * shift + " 212-555-0123 " + "b" * 12 + "  c" + "d" * 35 + " 212-555-0123 " + "e" * 500
+        cleaner = Cleaner(CleanConfig(rules=("mask_phones", "whitespace", "length"), max_characters=400))
+        cleaner(text)
+        rules = cleaner.report.rules
+        (change,), (drop,), (masked,) = rules["whitespace"].changes, rules["length"].drops, rules["mask_phones"].changes
+        for shown in (change["before"], change["after"], drop["text"], masked["after"]):
+            assert len(shown) >= 80
+            assert shown.count("<") == shown.count(">") >= 1, (shift, shown)
+            assert shown.count("PHONE>") == shown.count("<PHONE>")
+
+
 def test_examples_are_the_first_and_show_the_difference():
     texts = [f"{i} " + "word " * 500 + f"here{i}  is the change " + "word " * 500 for i in range(6)]
     _, report = clean(CleanConfig(rules=("whitespace",)), texts)
