@@ -10,9 +10,9 @@ import numpy as np
 
 from lm.data.objectives.draws import CUTS, PAIRS, row_keys, uniform, whole
 from lm.data.objectives.masking import MaskedExamples, Masker
-from lm.data.objectives.reading import check_index
+from lm.data.objectives.reading import Piece, check_index, lay_out, places
 from lm.data.packing import Batch
-from lm.data.store import TokenStore, part_stops, ranges
+from lm.data.store import TokenStore, part_stops
 from lm.errors import UserError, check
 
 
@@ -94,31 +94,20 @@ class PairExamples:
     def batch(self, index: np.ndarray, epoch: np.ndarray | int = 0) -> Batch:
         """See `Examples`; `types` int32 [N, T] are 1 for B and its `[SEP]`; `labels`, `label_weights` [N]."""
         index = check_index(index, len(self))
-        N, T = len(index), self._seq_len
-        (a_start, a_length), (b_start, b_length), elsewhere = self._drawn(index, epoch)
-        real = (index >= 0).astype(np.int64)
-        a_length, b_length = a_length * real, b_length * real
-
-        tokens = np.zeros((N, T), np.int32)
-        row = np.arange(N)
-        for starts, lengths, at in ((a_start, a_length, 1 + 0 * row), (b_start, b_length, 2 + a_length)):
-            tokens.ravel()[ranges(row * T + at, lengths)] = self._store.read_ranges(starts, lengths)
-        (used,) = np.nonzero(real)
-        tokens[used, 0] = self._bos_id
-        tokens[used, 1 + a_length[used]] = self._eos_id
-        size = (3 + a_length + b_length) * real
-        tokens[used, size[used] - 1] = self._eos_id
-        column = np.arange(T, dtype=np.int32)
-        in_row = column < size[:, None]
+        used = index >= 0
+        a, b, elsewhere = self._drawn(index, epoch)
+        pieces: list[Piece] = [self._bos_id, a, self._eos_id, b, self._eos_id]
+        tokens, ends = lay_out(self._store, used, self._seq_len, pieces)
+        positions, segments = places(ends[-1], self._seq_len)
         return {
             "tokens": tokens,
             "targets": tokens.copy(),
-            "weights": np.zeros((N, T), np.float32),
-            "positions": np.where(in_row, column, 0),
-            "segments": in_row.astype(np.int32),
-            "types": (in_row & (column >= 2 + a_length[:, None])).astype(np.int32),
-            "labels": (elsewhere * real).astype(np.int32),
-            "label_weights": real.astype(np.float32),
+            "weights": np.zeros(tokens.shape, np.float32),
+            "positions": positions,
+            "segments": segments,
+            "types": segments * (np.arange(self._seq_len) >= ends[2][:, None]),
+            "labels": (elsewhere & used).astype(np.int32),
+            "label_weights": used.astype(np.float32),
         }
 
     def documents(self, index: int) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from lm.data.store import TokenStore
+from lm.data.store import TokenStore, ranges
 
 
 def check_index(index: np.ndarray, n: int) -> np.ndarray:
@@ -28,3 +30,43 @@ def documents_between(store: TokenStore, start: int, stop: int) -> np.ndarray:
     return np.arange(
         np.searchsorted(offsets, start, side="right") - 1, np.searchsorted(offsets, stop - 1, side="right")
     )
+
+
+Piece = int | tuple[np.ndarray, np.ndarray]
+"""What stands in a row: a token of its own, or a range of the stream for each row (starts, lengths: int64 [N])."""
+
+
+def lay_out(store: TokenStore, used: np.ndarray, width: int, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of pieces, one behind the other.
+
+    Args:
+      store: where ranges are read.
+      used: bool [N]; other rows stay empty.
+      width: T; the pieces fit into it.
+      pieces: what stands in each row, in order.
+
+    Returns:
+      Tokens with 0 behind the last piece, int32 [N, T]; and where each piece ends, int64 [len(pieces), N].
+    """
+    N = len(used)
+    tokens = np.zeros((N, width), np.int32)
+    (rows,) = np.nonzero(used)
+    at, ends = np.zeros(N, np.int64), []
+    for piece in pieces:
+        if isinstance(piece, tuple):
+            starts, lengths = piece
+            lengths = np.where(used, lengths, 0)
+            tokens.ravel()[ranges(np.arange(N) * width + at, lengths)] = store.read_ranges(starts, lengths)
+            at = at + lengths
+        else:
+            tokens[rows, at[rows]] = piece
+            at = at + used
+        ends.append(at)
+    return tokens, np.stack(ends)
+
+
+def places(sizes: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of rows with that many tokens ([N]): `positions` and `segments` (1, and 0 for padding), int32 [N, width]."""
+    column = np.arange(width, dtype=np.int32)
+    real = column < sizes[:, None]
+    return np.where(real, column, 0), real.astype(np.int32)

@@ -11,7 +11,7 @@ import numpy as np
 
 from lm.data.objectives.draws import PREFIXES, SPANS, row_keys, uniform, whole
 from lm.data.objectives.masking import real_tokens
-from lm.data.objectives.reading import check_index, documents_between, read_rows
+from lm.data.objectives.reading import check_index, documents_between, places, read_rows
 from lm.data.packing import Batch, Examples
 from lm.data.store import TokenStore
 from lm.errors import UserError, check
@@ -179,17 +179,17 @@ class SpanExamples:
         tokens = np.zeros_like(targets)
         tokens[:, 1:] = targets[:, :-1]
         tokens[:, 0] = self._bos_id
-        real = np.arange(T) < target_lengths[:, None]
-        source_real = np.arange(S) < source_lengths[:, None]
+        positions, segments = places(target_lengths, T)
+        source_positions, source_segments = places(source_lengths, S)
         return {
             "source_tokens": source,
-            "source_positions": np.where(source_real, np.arange(S, dtype=np.int32), 0),
-            "source_segments": source_real.astype(np.int32),
-            "tokens": np.where(real, tokens, 0),
+            "source_positions": source_positions,
+            "source_segments": source_segments,
+            "tokens": tokens * segments,
             "targets": targets,
-            "weights": real.astype(np.float32),
-            "positions": np.where(real, np.arange(T, dtype=np.int32), 0),
-            "segments": real.astype(np.int32),
+            "weights": segments.astype(np.float32),
+            "positions": positions,
+            "segments": segments,
         }
 
     def documents(self, index: int) -> np.ndarray:
