@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ from lm.text.tokenizer import (
 )
 
 __all__ = ["REPORT_FILE", "Progress", "prepare", "split_of"]
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int | None], None]
 """Called now and then with a phase ("fingerprint", "wait", "read", "deduplicate", "train tokenizer", "tokenize"), what
@@ -150,6 +153,7 @@ def prepare(
         for role in ("source", "validation_source", "test_source")
         if (form := getattr(data, role)) is not None
     }
+    _check_held_out_files(data, sources)
     _check_root(data)
     # A tokenizer that is brought along shapes the dataset as much as the text does.
     brought = None if is_trained(tokenizer) else train_tokenizer(tokenizer, ())
@@ -161,6 +165,8 @@ def prepare(
     if folder.exists():
         load_manifest(folder)
         return folder
+    if "html" not in settings.clean.rules and any(form_of(getattr(data, role)) == "html" for role in sources):
+        log.warning("the tags of html: sources stay in the text; --clean.rules html takes the article out of a page")
     try:
         with resumable_folder(folder.absolute(), lambda: report("wait", 0, None)) as space:
             if space is not None:
@@ -174,6 +180,26 @@ def prepare(
 def _cannot_write(folder: Path, error: OSError) -> UserError:
     reason = error.strerror or " ".join(str(error).split())
     return UserError(f"cannot write the dataset in {folder}: {reason}; free space or set data.root")
+
+
+def _check_held_out_files(data: DataConfig, sources: dict[str, Source]) -> None:
+    """Raises `UserError` if a file that is measured on is trained on, too."""
+    trained = _own_files(sources["source"], data.source)
+    for role, source in sources.items():
+        both = sorted(trained & _own_files(source, getattr(data, role))) if role != "source" else []
+        if both:
+            more = f" and {len(both) - 1} more" if len(both) > 1 else ""
+            raise UserError(
+                f"data.source {data.source!r} and data.{role} {getattr(data, role)!r} both read {both[0]}{more}; "
+                f"name other files for one, or leave out data.{role}: a part of data.source is then held out"
+            )
+
+
+def _own_files(source: Source, name: str) -> set[Path]:
+    """The files that a source reads whole; of a library's it may read a slice."""
+    if form_of(name) in ("tfds", "hf"):
+        return set()
+    return {path.resolve() for _, path in source.files()}
 
 
 def _check_root(data: DataConfig) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib.util
 import json
 import os
 import signal
@@ -137,12 +138,14 @@ def test_twice_is_once_and_any_change_shows(tmp_path: Path):
 
     for reading in ({"seq_len": 8}, {"packing": "documents"}, {"seed": 3}, {"workers": 2}, {"field": "no matter"}):
         assert elsewhere(**reading) == folder
+    held_out = tmp_path / "held_out.md"
+    held_out.write_bytes((tmp_path / "t.txt").read_bytes())
     folders = [
         folder,
         elsewhere(split_seed=1),
         elsewhere(test_fraction=0.1),
         elsewhere(document="line"),
-        elsewhere(validation_source=data.source),
+        elsewhere(validation_source=f"text:{held_out}"),
         prepare(data, BPE),
         prepare(data, dataclasses.replace(BPE, vocab_size=290)),
     ]
@@ -650,6 +653,16 @@ BAD = {
     ),
     "empty validation": ({"validation_source": "text:{tmp}/empty.txt"}, {}, "data.validation_source .* holds no text"),
     "missing validation": ({"validation_source": "text:{tmp}/none.txt"}, {}, "matches no file"),
+    "validation text is trained on": (
+        {"source": "text:{tmp}/[fo]*.txt", "validation_source": "text:{tmp}/one.txt"},
+        {},
+        r"data.source .* and data.validation_source .* both read .*/one.txt; name other files",
+    ),
+    "test text is trained on": (
+        {"source": "text:{tmp}/*.txt", "test_source": "jsonl:{tmp}/../*/[wo]*.txt"},
+        {},
+        r"and data.test_source .* both read .*/one.txt and 1 more; name",
+    ),
     "fraction above 1": ({"validation_fraction": 1.0}, {}, "data.validation_fraction is 1.0"),
     "fraction below 0": ({"test_fraction": -0.1}, {}, "data.test_fraction -0.1"),
     "fraction no number": ({"test_fraction": float("nan")}, {}, "data.test_fraction nan"),
@@ -690,6 +703,20 @@ def test_what_cannot_work_is_told_before_text_is_read(tmp_path: Path, data: dict
     with pytest.raises(UserError):
         prepare(asked, tokenizer, lambda phase, *_: phases.append(phase))
     assert phases == []
+
+
+def test_tags_that_stay_in_the_text_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "page.html").write_text(
+        "<html><body><article>" + "<p>Some text of an article, at some length.</p>" * 9 + "</article></body></html>"
+    )
+    data = DataConfig(source=f"html:{tmp_path}/*.html", validation_fraction=0, root=str(tmp_path / "datasets"))
+    prepare(data, BYTE, clean=CleanConfig(rules=("nfc",)))
+    assert "--clean.rules html takes" in caplog.text
+    caplog.clear()
+    if importlib.util.find_spec("trafilatura"):
+        prepare(data, BYTE, clean=CleanConfig(rules=("html",)))
+    prepare(corpus(tmp_path), BYTE)
+    assert caplog.text == ""
 
 
 def test_a_dataset_is_found_where_nobody_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
