@@ -13,6 +13,7 @@ from lm.errors import check
 from lm.text.augment import AugmentConfig
 from lm.text.clean import Cleaner
 from lm.text.dedup import DedupConfig
+from lm.text.normalize import is_blank
 from lm.text.sentences import Sentences
 
 SEPARATOR = "\x1d"  # the ASCII group separator
@@ -71,7 +72,7 @@ def clean_parts(cleaner: Cleaner, text: str) -> str | None:
         found = cleaner(part)
         if found is None:
             return None
-        if not found or found.isspace():
+        if is_blank(found):
             return ""
         cleaned.append(found)
     return SEPARATOR.join(cleaned)

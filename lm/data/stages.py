@@ -45,6 +45,7 @@ from lm.text.dedup import (
     similar,
     without_lines,
 )
+from lm.text.normalize import is_blank
 from lm.text.tokenizer import load_tokenizer
 
 REMOVED = 255
@@ -92,7 +93,7 @@ class ReadUnit:
                     text = clean_parts(cleaner, document.text)
                     if text is None:
                         counts["dropped"] += 1
-                    elif not text or text.isspace():
+                    elif is_blank(text):
                         counts["empty"] += 1
                     else:
                         keys.append(document.key)

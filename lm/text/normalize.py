@@ -71,6 +71,18 @@ def control() -> Callable[[str], str]:
     return rule
 
 
+# White space, controls, and what has no width or glyph of its own (Unicode's Default_Ignorable_Code_Point).
+_NOTHING_TO_SEE = re.compile(
+    "[\\s\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]*"
+)
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text could be seen: it is empty, or all spaces, controls and characters without width."""
+    return _NOTHING_TO_SEE.fullmatch(text) is not None
+
+
 _WIDE_ALPHANUMERIC = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F) if chr(wide - 0xFEE0).isalnum()}
 _WIDE_ALL = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 _WIDE = re.compile("[\uff01-\uff5e\u3000]+")

@@ -641,6 +641,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytes
 BAD = {
     "empty file": ({"source": "text:{tmp}/empty.txt"}, {}, "data.source .* holds no text"),
     "white space": ({"source": "text:{tmp}/white.txt", "document": "line"}, {}, r"holds no text \(2 empty documents\)"),
+    "no width": ({"source": "text:{tmp}/unseen.txt", "document": "line"}, {}, r"holds no text \(2 empty documents\)"),
     "no such field": (
         {"source": "jsonl:{tmp}/two.jsonl", "field": "nope", "on_error": "skip"},
         {},
@@ -682,6 +683,7 @@ def test_bad_input_is_answered_in_one_line(tmp_path: Path, data: dict, tokenizer
     for name, content in {"empty": b"", "white": b" \n\t\n", "one": b"one", "fine": b"fine text"}.items():
         (tmp_path / f"{name}.txt").write_bytes(content)
     (tmp_path / "latin.bin").write_bytes(b"\xff\xfe")
+    (tmp_path / "unseen.txt").write_text("\u200b\u200d\n\xad \u2060\n", encoding="utf-8")
     (tmp_path / "two.jsonl").write_bytes(b'{"text": "a"}\n{"text": "b"}\n{"nope": " "}\n')
     before = everything_below(tmp_path)
     settings = {"source": "text:{tmp}/fine.txt", "validation_fraction": 0, "root": "{tmp}/new/datasets"} | data

@@ -43,6 +43,17 @@ def test_lines_and_paragraphs(tmp_path: Path, end: str):
     assert read(source, document="paragraph") == [("t.txt:2", f"one{end}two"), ("t.txt:6", "三")]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "gb18030"])
+def test_a_lone_carriage_return_ends_no_line(tmp_path: Path, encoding: str):
+    """As docs/data.md says: text with progress bars keeps its lines, whatever the encoding."""
+    (tmp_path / "t.txt").write_bytes("10 %\r20 %\r\n一\u2028二\x85三\f\n\rfour".encode(encoding))
+    for document in ("line", "paragraph"):
+        found = read(f"text:{tmp_path}/t.txt", document=document, encoding=encoding)
+        assert "".join(text for _, text in found).count("\r") == (2 if document == "line" else 3)
+        if document == "line":
+            assert [text for _, text in found] == ["10 %\r20 %", "一\u2028二\x85三\f", "\rfour"]
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path: Path):
     (tmp_path / "t.txt").write_bytes("\ufeffone\ntwo \ufeff".encode())
     assert read(f"text:{tmp_path}/t.txt") == [("t.txt", "one\ntwo \ufeff")]

@@ -159,3 +159,14 @@ def test_simplified_is_what_opencc_says_of_tang_poems():
     different = [poem for poem in poems if rule(poem) != converter.convert(poem)]
     assert not different
     assert sum(rule(poem) != poem for poem in poems) > 190
+
+
+def test_what_nobody_can_see_is_blank():
+    unseen = ["", " \n\t\u3000", "\u200b\u200b", "\ufeff", "\u200d\u200c\u2060", "\xad", "\x00\x1b", "\u3164", "\ufe0f"]
+    assert [text for text in (*unseen, "".join(unseen)) if not normalize.is_blank(text)] == []
+    seen = ["a", "中", ".", "\u200b.", "\u0301", "\u2026", "😀", "\ue000", "\u0600"]
+    assert [text for text in seen if normalize.is_blank(text)] == []
+    # Controls and spaces by category.
+    assert all(
+        normalize.is_blank(chr(i)) for i in range(0x110000) if unicodedata.category(chr(i)) in ("Zs", "Zl", "Zp", "Cc")
+    )
