@@ -21,6 +21,7 @@ from lm.errors import UserError, check
 from lm.models.transformer import ModelConfig
 from lm.optim import OptimConfig
 from lm.sharding import MeshConfig
+from lm.tasks import AnyTask
 from lm.tasks.causal_lm import CausalLM
 from lm.text.augment import AugmentConfig
 from lm.text.clean import CleanConfig
@@ -47,8 +48,8 @@ class Experiment:
     """Altered copies of training documents."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """How text becomes ids."""
-    task: CausalLM = field(default_factory=CausalLM)
-    """The objective."""
+    task: AnyTask = field(default_factory=CausalLM)
+    """The objective; a config file chooses it, the command line its settings."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and learning-rate schedule."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -106,7 +107,15 @@ def parse(into: type[T], default: T | None, arguments: Sequence[str], *, prog: s
     try:
         with contextlib.redirect_stderr(complaint):
             start: dict[str, Any] = {} if default is None else {"default": default}
-            return tyro.cli(into, **start, args=list(arguments), prog=prog, description=description or None)
+            return tyro.cli(
+                into,
+                **start,
+                args=list(arguments),
+                prog=prog,
+                description=description or None,
+                # Of several kinds of settings (objectives) the config file has chosen one.
+                config=(tyro.conf.AvoidSubcommands,),
+            )
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -182,6 +191,8 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union) and all(dataclasses.is_dataclass(a) for a in arguments):
+        return _read_kind(arguments, value, where)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
@@ -198,12 +209,23 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
+def _read_kind(choices: Sequence[Any], value: Any, where: str) -> Any:
+    """One of several dataclasses, by its field `kind`; the first where there is none."""
+    check(isinstance(value, dict), f"{where} is {value!r}; it must be an object")
+    known = {choice.kind: choice for choice in choices}
+    kind = value.get("kind", choices[0].kind)
+    check(kind in known, f"{where}.kind is {kind!r}; it must be one of {', '.join(known)}")
+    return from_dict(known[kind], value, where)
+
+
 def changed(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """The settings in which two dataclasses of one type differ: `(name, before, after)`."""
     found = []
     for f in dataclasses.fields(before):
         a, b = getattr(before, f.name), getattr(after, f.name)
-        if dataclasses.is_dataclass(a):
+        if dataclasses.is_dataclass(a) and type(a) is not type(b):
+            found.append((f"{prefix}{f.name}", type(a).__name__, type(b).__name__))
+        elif dataclasses.is_dataclass(a):
             found += changed(a, b, f"{prefix}{f.name}.")
         elif a != b:
             found.append((f"{prefix}{f.name}", a, b))

@@ -25,6 +25,17 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+# Of what an evaluation finds, what a line has room for.
+_EVALUATED = {
+    "loss": "loss {:.4f}",
+    "perplexity": "perplexity {:.2f}",
+    "bits_per_byte": "bits/byte {:.3f}",
+    "accuracy": "accuracy {:.1%}",
+    "macro_f1": "macro F1 {:.3f}",
+    "next_accuracy": "next sentence {:.1%}",
+}
+
+
 class TrainingReporter:
     """Shows a run: a bar with loss, speed and time left on a terminal, a line a record elsewhere."""
 
@@ -81,11 +92,8 @@ class TrainingReporter:
 
     def evaluated(self, record: dict[str, Any]) -> None:
         """A validation record."""
-        bits = f"  bits/byte {record['bits_per_byte']:.3f}" if "bits_per_byte" in record else ""
-        self.message(
-            f"step {record['step']}/{self._total}  validation loss {record['loss']:.4f}"
-            f"  perplexity {record['perplexity']:.2f}{bits}  accuracy {record['accuracy']:.1%}"
-        )
+        shown = [pattern.format(record[name]) for name, pattern in _EVALUATED.items() if name in record]
+        self.message(f"step {record['step']}/{self._total}  validation {'  '.join(shown)}")
 
     def message(self, text: str) -> None:
         """A line that stays."""

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm import metrics
 from lm.models.transformer import Transformer
 from lm.sharding import batch_sharding, compiler_options
-from lm.tasks.causal_lm import CausalLM
+from lm.tasks import Task
 
 # What a step gives back: name -> sum over the batch, and where errors are wanted "rows": name -> each row's sum, [B].
 # Sums of rows are added up here and take the place of the batch's.
@@ -25,7 +25,7 @@ def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arr
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
-def make_eval_step(model: Transformer, task: CausalLM, mesh: Mesh, param_shardings: Any) -> EvalStep:
+def make_eval_step(model: Transformer, task: Task, mesh: Mesh, param_shardings: Any) -> EvalStep:
     """A jitted `(params, batch) -> sums`; no dropout."""
 
     def step(params: Any, batch: dict[str, jax.Array]) -> EvalSums:

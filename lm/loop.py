@@ -14,7 +14,6 @@ from typing import Any, Literal, Protocol
 import jax
 import numpy as np
 
-from lm import metrics
 from lm.checkpoint import Checkpoints
 from lm.errors import check
 from lm.evaluate import evaluate, to_devices
@@ -36,6 +35,9 @@ class Feed:
     documents: Callable[[int], list[list[str]]]
     """The documents in each row of a step's batch."""
     seq_len: int
+    """Tokens in a row."""
+    source_len: int = 0
+    """Source tokens in a row, where there is an encoder."""
     validation: Callable[[], Iterable[Batch]] | None = None
     """The validation batches, or None when there is no such split."""
     validation_batches: int = 0
@@ -303,14 +305,14 @@ class _Loop:
             return
         seconds, waited, steps = clock.take()
         speed = tokens_per_step * steps / seconds
-        flops = speed * flops_per_token(self.model.config, self.feed.seq_len)
+        flops = speed * flops_per_token(self.model.config, self.feed.seq_len, self.feed.source_len)
         peak = peak_flops(self.program.mesh.devices.flat[0])
         record = {
             "step": step,
             "split": "train",
             "tokens": step * tokens_per_step,
             "seconds": round(clock.total, 3),
-            **metrics.language_model(values),
+            **self.program.summarise(values),
             "objective": values["objective"] / values["weight"] if values["weight"] else math.nan,
             "learning_rate": values["learning_rate"],
             "grad_norm": values["grad_norm"],
@@ -350,6 +352,7 @@ class _Loop:
             params,
             self.feed.validation(),
             self.program.mesh,
+            summarise=self.program.summarise,
             tokens_per_byte=self.feed.tokens_per_byte,
             on_batch=lambda done: self.reporter.evaluating(done, total),
         )

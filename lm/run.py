@@ -8,7 +8,7 @@ import logging
 import math
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,11 @@ class Dataset:
         """Opens what `lm.data.prepare` made."""
         return cls(folder, load_manifest(folder), load_tokenizer(folder / TOKENIZER_FOLDER))
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of its documents, in order of id; none if they have none."""
+        return tuple(self.manifest.labels)
+
     def store(self, split: str) -> DatasetStore:
         """The tokens of a split.
 
@@ -106,19 +111,27 @@ def check_experiment(experiment: Experiment) -> Mesh:
     """Everything that can be told wrong before text is read or a file is written; returns the mesh."""
     mesh = make_mesh(experiment.mesh)
     check_batch(mesh, experiment.train.batch_size, experiment.train.accumulate)
-    model, data, tokenizer = experiment.model, experiment.data, experiment.tokenizer
+    model, data, tokenizer, task = experiment.model, experiment.data, experiment.tokenizer, experiment.task
+    loader.check_loader_config(data)
+    task.check(model, data)
+    seq_len, source_len = task.lengths(data)
     check(
         data.seq_len <= model.max_len,
         f"data.seq_len {data.seq_len} is longer than model.max_len {model.max_len}; raise one or lower the other",
     )
-    loader.check_loader_config(data)
+    check(
+        not model.encoder_layers or source_len <= model.max_len,
+        f"sources have {source_len} tokens, more than model.max_len {model.max_len}; raise it, or make them shorter",
+    )
+    labels: Sequence[str] = data.labels
     if data.mixture.datasets:
         for name, default, value in configs.changed(Experiment(), experiment):
             check(
                 name.split(".")[0] not in ("tokenizer", "clean", "dedup", "augment"),
                 f"{name} is {value!r}, but data.mixture.datasets are prepared already; leave it at {default!r}",
             )
-        ids = open_mixture(data.mixture).tokenizer.vocab_size
+        mixed = open_mixture(data.mixture)
+        ids, labels = mixed.tokenizer.vocab_size, mixed.labels
     else:
         check(
             experiment.train.patience is None or data.validation_source is not None or data.validation_fraction > 0,
@@ -126,11 +139,11 @@ def check_experiment(experiment: Experiment) -> Mesh:
         )
         check_tokenizer_config(tokenizer)
         ids = tokenizer.vocab_size if is_trained(tokenizer) else train_tokenizer(tokenizer, ()).vocab_size
-    settled = model.with_vocabulary(ids)
+    settled = task.settle(model.with_vocabulary(ids), labels)
     params, _ = abstract_params(Transformer(settled), mesh)
     train = experiment.train
     if train.steps is not None or train.tokens is not None:
-        steps = train.total_steps(tokens_per_step=train.batch_size * data.seq_len, steps_per_epoch=math.nan)
+        steps = train.total_steps(tokens_per_step=train.batch_size * seq_len, steps_per_epoch=math.nan)
     else:
         check(train.epochs is not None, "the run has no length; set one of train.steps, train.tokens and train.epochs")
         steps = 10**6
@@ -156,6 +169,7 @@ def start(
     RunDirectory.check_new(path)
     with _prepared(experiment, progress) as dataset:
         model = experiment.model.with_vocabulary(dataset.tokenizer.vocab_size)
+        model = experiment.task.settle(model, dataset.labels)
         experiment = dataclasses.replace(experiment, model=model)
         parts = _Parts.build(experiment, dataset, mesh)
     if parts.feed.validation is None:
@@ -339,32 +353,33 @@ class _Parts:
     @classmethod
     def build(cls, experiment: Experiment, dataset: AnyDataset, mesh: Mesh) -> "_Parts":
         data, train = experiment.data, experiment.train
-        tokenizer = dataset.tokenizer
+        task = experiment.task
+        make = _maker(experiment, dataset)
         store = dataset.store("train")
+        seq_len, source_len = task.lengths(data)
         total = train.total_steps(
-            tokens_per_step=train.batch_size * data.seq_len,
-            steps_per_epoch=loader.steps_per_epoch(store, data, batch_size=train.batch_size),
+            tokens_per_step=train.batch_size * seq_len,
+            steps_per_epoch=loader.steps_per_epoch(store, data, make=make, batch_size=train.batch_size),
         )
         model = Transformer(experiment.model)
         schedule = make_schedule(experiment.optim, total)
         tx = make_optimizer(experiment.optim, schedule, abstract_params(model, mesh)[0])
-        program = make_program(model, experiment.task, tx, schedule, train, mesh)
+        program = make_program(model, task, tx, schedule, train, mesh)
         training = functools.partial(
             loader.training_batches,
             store,
             data,
-            bos_id=tokenizer.bos_id,
+            make=make,
             batch_size=train.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        documents = functools.partial(
-            loader.batch_documents, store, data, bos_id=tokenizer.bos_id, batch_size=train.batch_size
-        )
+        documents = functools.partial(loader.batch_documents, store, data, make=make, batch_size=train.batch_size)
         feed = Feed(
             train=lambda step: training(start_step=step),
             documents=lambda step: documents(step=step),
-            seq_len=data.seq_len,
+            seq_len=seq_len,
+            source_len=source_len if experiment.model.encoder_layers else 0,
         )
         if "validation" in dataset.splits:
             batches, n_batches = split_batches(dataset, experiment, "validation", train.batch_size, train.eval_batches)
@@ -372,11 +387,15 @@ class _Parts:
                 feed,
                 validation=batches,
                 validation_batches=n_batches,
-                tokens_per_byte=dataset.tokens_per_byte("validation"),
+                tokens_per_byte=dataset.tokens_per_byte("validation") if task.spells_text else None,
             )
         else:
             check(train.patience is None, "train.patience needs a validation split; set data.validation_fraction")
         return cls(experiment, dataset, model, program, feed, total)
+
+
+def _maker(experiment: Experiment, dataset: AnyDataset) -> loader.Maker:
+    return experiment.task.maker(experiment.model, dataset.tokenizer, dataset.labels)
 
 
 def split_batches(
@@ -384,12 +403,15 @@ def split_batches(
 ) -> tuple[Callable[[], Any], int]:
     """A function that starts over with the batches of a split, each example once, and how many there are."""
     store = dataset.store(split)
-    count = loader.n_evaluation_batches(store, experiment.data, batch_size=batch_size, max_batches=max_batches)
+    make = _maker(experiment, dataset)
+    count = loader.n_evaluation_batches(
+        store, experiment.data, make=make, batch_size=batch_size, max_batches=max_batches
+    )
     batches = functools.partial(
         loader.evaluation_batches,
         store,
         experiment.data,
-        bos_id=dataset.tokenizer.bos_id,
+        make=make,
         batch_size=batch_size,
         max_batches=max_batches,
         process_index=jax.process_index(),
@@ -428,7 +450,8 @@ def _fit(run: RunDirectory, parts: _Parts, reporter: Reporter, stop_at: int | No
     if isinstance(parts.dataset, MixedDatasets):
         data, batch_size = parts.experiment.data, parts.experiment.train.batch_size
         store = parts.dataset.store("train")
-        seen = loader.epochs_seen(store, data, batch_size=batch_size, step=outcome.step)
+        make = _maker(parts.experiment, parts.dataset)
+        seen = loader.epochs_seen(store, data, make=make, batch_size=batch_size, step=outcome.step)
         run.write("epochs.json", {"step": outcome.step, "epochs": seen})
         for name, epochs in seen.items():
             reporter.message(f"{epochs:.2f} epochs of {name}")
@@ -535,7 +558,8 @@ def evaluate_run(
             trained.params,
             batches(),
             devices,
-            tokens_per_byte=dataset.tokens_per_byte(split),
+            tokens_per_byte=dataset.tokens_per_byte(split) if trained.experiment.task.spells_text else None,
+            summarise=trained.experiment.task.summarise,
             on_batch=lambda done: on_batch(done, total),
         )
     report: dict[str, Any] = {"step": trained.step, "split": split, **result}

@@ -18,7 +18,7 @@ from lm.errors import check
 from lm.evaluate import make_eval_step
 from lm.models.transformer import Transformer
 from lm.sharding import batch_sharding, compiler_options, parameter_shardings, shardings_like
-from lm.tasks.causal_lm import CausalLM
+from lm.tasks import Task
 
 Array = jax.Array
 Batch = Mapping[str, np.ndarray]
@@ -142,7 +142,7 @@ def make_init(model: Transformer, tx: optax.GradientTransformation, ema: bool, s
 
 def make_train_step(
     model: Transformer,
-    task: CausalLM,
+    task: Task,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: TrainConfig,
@@ -180,6 +180,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
         key = random_key(config.seed, DROPOUT, state.step)
+        batch = task.balance(dict(batch))
         (objective, sums), grads = accumulated(state.params, batch, key)
         weight = jnp.where(sums["weight"] > 0, sums["weight"], 1.0)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32) / weight, grads)
@@ -220,11 +221,13 @@ class Program:
     init: Callable[[], TrainState]
     train_step: TrainStep
     eval_step: Any
+    summarise: Callable[[Mapping[str, Any]], dict[str, float]]
+    """From the sums of either to what is reported."""
 
 
 def make_program(
     model: Transformer,
-    task: CausalLM,
+    task: Task,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: TrainConfig,
@@ -251,4 +254,5 @@ def make_program(
         init=jax.jit(make_state, out_shardings=shardings),
         train_step=train_step,
         eval_step=make_eval_step(model, task, mesh, param_shardings),
+        summarise=task.summarise,
     )

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from lm.data.config import DataConfig
-from lm.data.loader import training_batches
+from lm.data.loader import packed, training_batches
 from lm.data.packing import make_examples
 from lm.data.store import DatasetStore, MemoryStore, TokenStore
 from lm.data.writer import DatasetWriter
@@ -43,7 +43,7 @@ def write_dataset(folder: Path, documents: list[np.ndarray]) -> None:
 def tokens_per_second(
     store: TokenStore, config: DataConfig, batch_size: int, seconds: float, repeats: int
 ) -> list[float]:
-    batches = training_batches(store, config, bos_id=0, batch_size=batch_size)
+    batches = training_batches(store, config, make=packed(0), batch_size=batch_size)
     for _ in range(config.prefetch + 2):  # workers have started, files are open
         next(batches)
     rates = []

@@ -31,6 +31,26 @@ _ENDLESS = 2**53  # steps; far beyond any run, and within what grain counts
 _THREADS = 2  # that read in the main process; more gain nothing, as much of the work holds Python's lock
 
 
+Maker = Callable[[TokenStore, DataConfig, bool], Examples]
+"""Makes the examples of a store: (store, settings, whether to train on them)."""
+
+
+def packed(bos_id: int) -> Maker:
+    """Examples of next-token prediction (`lm.data.packing`); `bos_id` comes before each document that is kept apart."""
+
+    def make(store: TokenStore, config: DataConfig, training: bool) -> Examples:
+        return make_examples(
+            store,
+            seq_len=config.seq_len,
+            packing=config.packing,
+            bos_id=bos_id,
+            stride=config.stride if training else config.eval_stride,
+            training=training,
+        )
+
+    return make
+
+
 BatchIterator = Generator[Batch, None, None]
 """Reading ahead begins with the first batch; `close()` (or the end, or losing the last reference) ends it."""
 
@@ -60,7 +80,7 @@ def training_batches(
     store: TokenStore | Mixture,
     config: DataConfig,
     *,
-    bos_id: int,
+    make: Maker,
     batch_size: int,
     start_step: int = 0,
     process_index: int = 0,
@@ -70,15 +90,15 @@ def training_batches(
 
     Args:
       store: where tokens are read; the training split of one dataset, or of several.
-      config: `seq_len`, `stride`, `packing`, `seed`, `workers` and `prefetch` are used.
-      bos_id: the token before each document, when documents are kept apart.
+      config: `seed`, `workers`, `prefetch` and what `make` reads are used.
+      make: makes a store's examples, as the objective wants them; `packed` for next-token prediction.
       batch_size: B, rows of the global batch.
       start_step: where to begin; a straight run from there on gives the same batches.
       process_index: which rows are this process's: `[i * B / P, (i + 1) * B / P)`.
       process_count: P.
 
     Returns:
-      An iterator over dicts of numpy arrays [B / P, seq_len] (see `Examples.batch`). Call its `close()` when done.
+      An iterator over dicts of numpy arrays of B / P rows (see `Examples.batch`). Call its `close()` when done.
 
     Raises:
       UserError: a setting out of range, a batch that processes cannot share, a corpus shorter than one example.
@@ -86,7 +106,7 @@ def training_batches(
     check_loader_config(config)
     check(start_step >= 0, f"start_step is {start_step}; it must be 0 or more")
     rows = _local_rows(batch_size, process_index, process_count)
-    read = _training_batch(store, config, bos_id, batch_size, rows)
+    read = _training_batch(store, config, make, batch_size, rows)
     return _iterate(read, range(start_step, _ENDLESS), config)
 
 
@@ -94,7 +114,7 @@ def evaluation_batches(
     store: TokenStore | Mixture,
     config: DataConfig,
     *,
-    bos_id: int,
+    make: Maker,
     batch_size: int,
     max_batches: int | None = None,
     process_index: int = 0,
@@ -110,16 +130,16 @@ def evaluation_batches(
     """
     check_loader_config(config)
     rows = _local_rows(batch_size, process_index, process_count)
-    examples = _examples(store, config, bos_id, training=False)
+    examples = _examples(store, config, make, training=False)
     n_batches = _count_batches(examples, batch_size, max_batches)
     return _iterate(_EvaluationBatch(examples, batch_size, rows), range(n_batches), config)
 
 
 def n_evaluation_batches(
-    store: TokenStore | Mixture, config: DataConfig, *, batch_size: int, max_batches: int | None = None
+    store: TokenStore | Mixture, config: DataConfig, *, make: Maker, batch_size: int, max_batches: int | None = None
 ) -> int:
     """How many batches `evaluation_batches` gives."""
-    examples = _examples(store, config, bos_id=0, training=False)
+    examples = _examples(store, config, make, training=False)
     return _count_batches(examples, batch_size, max_batches)
 
 
@@ -129,34 +149,34 @@ def _count_batches(examples: Examples, batch_size: int, max_batches: int | None)
     return n_batches if max_batches is None else min(n_batches, max_batches)
 
 
-def n_training_examples(store: TokenStore | Mixture, config: DataConfig) -> int:
+def n_training_examples(store: TokenStore | Mixture, config: DataConfig, *, make: Maker) -> int:
     """Examples in one epoch: in a mixture, of all datasets. Raises UserError as `training_batches` does."""
-    return len(_examples(store, config, bos_id=0, training=True))
+    return len(_examples(store, config, make, training=True))
 
 
-def steps_per_epoch(store: TokenStore | Mixture, config: DataConfig, *, batch_size: int) -> float:
+def steps_per_epoch(store: TokenStore | Mixture, config: DataConfig, *, make: Maker, batch_size: int) -> float:
     """Steps in one epoch; seldom a whole number, as an epoch may end inside a batch.
 
     In a mixture, steps for as many examples as all datasets have together: some are then seen more than once, others
     in part (see `epochs_seen`).
     """
     check(batch_size >= 1, f"batch size is {batch_size}; it must be at least 1")
-    return n_training_examples(store, config) / batch_size
+    return n_training_examples(store, config, make=make) / batch_size
 
 
-def epochs_seen(store: Mixture, config: DataConfig, *, batch_size: int, step: int) -> dict[str, float]:
+def epochs_seen(store: Mixture, config: DataConfig, *, make: Maker, batch_size: int, step: int) -> dict[str, float]:
     """How often each dataset of a mixture, by name, has been gone through when `step` steps are done."""
-    read = _training_batch(store, config, 0, batch_size, np.arange(0))
+    read = _training_batch(store, config, make, batch_size, np.arange(0))
     assert isinstance(read.order, MixtureOrder)
     counts = read.order.counts(step * batch_size)
     return {part.name: count / size for part, count, size in zip(store.parts, counts, read.order.sizes, strict=True)}
 
 
 def batch_documents(
-    store: TokenStore | Mixture, config: DataConfig, *, bos_id: int, batch_size: int, step: int
+    store: TokenStore | Mixture, config: DataConfig, *, make: Maker, batch_size: int, step: int
 ) -> list[list[str]]:
     """The keys of the documents in each row of a step's global batch, to name them or to look at them again."""
-    read = _training_batch(store, config, bos_id, batch_size, np.arange(batch_size))
+    read = _training_batch(store, config, make, batch_size, np.arange(batch_size))
     documents = [read.examples.documents(int(index)) for index in read.index(step)[0]]
     return [[store.document_key(int(document)) for document in row] for row in documents]
 
@@ -201,9 +221,9 @@ class _EvaluationBatch:
 
 
 def _training_batch(
-    store: TokenStore | Mixture, config: DataConfig, bos_id: int, batch_size: int, rows: np.ndarray
+    store: TokenStore | Mixture, config: DataConfig, make: Maker, batch_size: int, rows: np.ndarray
 ) -> _TrainingBatch:
-    examples = _examples(store, config, bos_id, training=True)
+    examples = _examples(store, config, make, training=True)
     if isinstance(store, Mixture):
         assert isinstance(examples, MixedExamples)
         order = store.order(examples.sizes, batch_size=batch_size, seed=config.seed)
@@ -211,23 +231,16 @@ def _training_batch(
     return _TrainingBatch(examples, _EpochOrder(len(examples), config.seed), batch_size, rows)
 
 
-def _examples(store: TokenStore | Mixture, config: DataConfig, bos_id: int, *, training: bool) -> Examples:
+def _examples(store: TokenStore | Mixture, config: DataConfig, make: Maker, *, training: bool) -> Examples:
     if isinstance(store, Mixture):
         parts = []
         for part in store.parts:
             try:
-                parts.append(_examples(part.store, config, bos_id, training=training))
+                parts.append(_examples(part.store, config, make, training=training))
             except UserError as error:
                 raise UserError(f"{part.name}: {error}") from None
         return MixedExamples(store, parts)
-    return make_examples(
-        store,
-        seq_len=config.seq_len,
-        packing=config.packing,
-        bos_id=bos_id,
-        stride=config.stride if training else config.eval_stride,
-        training=training,
-    )
+    return make(store, config, training)
 
 
 def _local_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:

@@ -318,6 +318,11 @@ class MixedDatasets:
         """The splits that at least one dataset has."""
         return tuple(dict.fromkeys(split for manifest in self.manifests for split in manifest.splits))
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of documents, the same in all datasets; none if they have none."""
+        return tuple(self.manifests[0].labels)
+
     def store(self, split: str) -> Mixture:
         """A split of all datasets that have it.
 
@@ -353,6 +358,11 @@ def open_mixture(config: MixtureConfig) -> MixedDatasets:
             manifest.tokenizer_fingerprint == manifests[0].tokenizer_fingerprint,
             f"{folder} was prepared with tokenizer {manifest.tokenizer_fingerprint} and {folders[0]} with"
             f" {manifests[0].tokenizer_fingerprint}; a mixture needs one: prepare both with the same tokenizer",
+        )
+        check(
+            manifest.labels == manifests[0].labels,
+            f"{folder} has the classes {_shown(manifest.labels)} and {folders[0]} {_shown(manifests[0].labels)};"
+            " prepare both with the same data.labels",
         )
     return MixedDatasets(config, folders, manifests, load_tokenizer(folders[0] / TOKENIZER_FOLDER))
 

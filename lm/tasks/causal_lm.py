@@ -1,78 +1,62 @@
-"""Next-token prediction."""
+"""Next-token prediction, of all tokens or of those behind a prefix."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-import jax
-
-from lm import losses, metrics
-from lm.errors import check
-from lm.models.transformer import Transformer, head_parameters
-
-Array = jax.Array
+from lm.data.config import DataConfig
+from lm.data.loader import Maker, packed
+from lm.data.objectives.spans import PrefixExamples
+from lm.data.packing import Examples
+from lm.data.store import TokenStore
+from lm.models.transformer import ModelConfig
+from lm.tasks.base import TokenTask, check_mask
+from lm.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalLM:
-    """Settings of the next-token loss."""
+class CausalLM(TokenTask):
+    """Every token from those before it."""
 
-    label_smoothing: float = 0.0
-    """Share of the target's probability spread over the vocabulary."""
-    z_loss: float = 0.0
-    """Factor of the squared log-partition added to the loss; PaLM uses 1e-4."""
-    loss_chunk: int = 0
-    """Tokens of each row per piece of the loss, so that float32 logits of a whole batch never exist; 0 = off."""
+    kind: Literal["causal_lm"] = "causal_lm"
+    """The objective."""
 
-    def __post_init__(self) -> None:
-        """Checks ranges."""
-        check(0 <= self.label_smoothing < 1, f"task.label_smoothing is {self.label_smoothing}; it is in [0, 1)")
-        check(self.z_loss >= 0, f"task.z_loss is {self.z_loss}; it must be 0 or more")
-        check(self.loss_chunk >= 0, f"task.loss_chunk is {self.loss_chunk}; it must be 0 (off) or more")
+    @property
+    def spells_text(self) -> bool:
+        """See `Task`."""
+        return True
 
-    def loss(
-        self, model: Transformer, params: Any, batch: dict[str, Array], dropout_key: Array | None
-    ) -> tuple[Array, dict[str, Array]]:
-        """The objective's sum over a batch, and the sums to report.
+    def check(self, model: ModelConfig, data: DataConfig) -> None:
+        """See `Task`."""
+        del data
+        check_mask(self.kind, model, "causal")
 
-        Args:
-          model: the Transformer.
-          params: its parameters.
-          batch: `tokens`, `targets` int32 `[B, T]`, `weights` float32 `[B, T]`, `positions` int32 `[B, T]`, and
-            `segments` int32 `[B, T]` where documents are to be kept apart.
-          dropout_key: a key while training, None (no dropout) while evaluating.
+    def maker(self, model: ModelConfig, tokenizer: Tokenizer, labels: Sequence[str]) -> Maker:
+        """See `Task`."""
+        del model, labels
+        return packed(tokenizer.bos_id)
 
-        Returns:
-          The sum to minimise after division by `weight`, and sums `loss`, `correct` and `weight`: float32 scalars;
-          while evaluating also the three of each row, float32 `[B]`, under the name `rows`.
-        """
-        by_row = dropout_key is None
-        hidden, _ = model.apply(
-            {"params": params},
-            batch["tokens"],
-            batch["positions"],
-            batch.get("segments"),
-            deterministic=dropout_key is None,
-            rngs=None if dropout_key is None else {"dropout": dropout_key},
-            method="hidden",
-        )
 
-        def head_loss(head: Any, hidden: Array, targets: Array, weights: Array):
-            logits: Any = model.apply({"params": head}, hidden, method="logits")
-            return losses.cross_entropy(
-                logits, targets, weights, label_smoothing=self.label_smoothing, z_loss=self.z_loss, by_row=by_row
-            )
+@dataclass(frozen=True, kw_only=True)
+class PrefixLM(TokenTask):
+    """A text's end from its beginning, which is seen to both sides; where it is cut is drawn (arXiv:1910.10683)."""
 
-        head = head_parameters(model.config, params)
-        targets, weights = batch["targets"], batch["weights"]
-        if self.loss_chunk:
-            total, sums = losses.chunked(head_loss, head, hidden, targets, weights, self.loss_chunk)
-        else:
-            total, sums = head_loss(head, hidden, targets, weights)
-        if by_row:
-            rows = sums | {"weight": weights.sum(axis=1)}
-            return total, {name: value.sum() for name, value in rows.items()} | {"rows": rows}
-        return total, sums | {"weight": weights.sum()}
+    kind: Literal["prefix_lm"] = "prefix_lm"
+    """The objective."""
 
-    def summarise(self, sums: metrics.Sums) -> dict[str, float]:
-        """What is reported, from the sums over all batches."""
-        return metrics.language_model(sums)
+    def check(self, model: ModelConfig, data: DataConfig) -> None:
+        """See `Task`."""
+        del data
+        check_mask(self.kind, model, "prefix")
+
+    def maker(self, model: ModelConfig, tokenizer: Tokenizer, labels: Sequence[str]) -> Maker:
+        """See `Task`."""
+        del model, labels
+        base = packed(tokenizer.bos_id)
+
+        def make(store: TokenStore, config: DataConfig, training: bool) -> Examples:
+            return PrefixExamples(base(store, config, training), seed=config.seed)
+
+        return make

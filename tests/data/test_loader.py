@@ -20,6 +20,7 @@ from lm.data.loader import (
     evaluation_batches,
     n_evaluation_batches,
     n_training_examples,
+    packed,
     steps_per_epoch,
     training_batches,
 )
@@ -49,7 +50,7 @@ def store() -> MemoryStore:
 
 
 def take(store: MemoryStore | DatasetStore, config: DataConfig, n: int, **settings: int) -> list[Batch]:
-    batches = training_batches(store, config, **{"bos_id": EOS, "batch_size": 8, **settings})
+    batches = training_batches(store, config, **{"make": packed(EOS), "batch_size": 8, **settings})
     try:
         return list(itertools.islice(batches, n))
     finally:
@@ -63,7 +64,7 @@ def assert_same(found: Iterator[Batch] | list[Batch], expected: list[Batch]) -> 
 
 @both
 def test_a_resumed_stream_is_the_straight_one(store: MemoryStore, config: DataConfig) -> None:
-    steps = 3 * n_training_examples(store, config) // 8  # three epochs, whose ends fall inside batches
+    steps = 3 * n_training_examples(store, config, make=packed(1)) // 8  # three epochs, whose ends fall inside batches
     straight = take(store, config, steps)
     for start in (1, steps // 3, steps // 2, steps - 1):
         assert_same(take(store, config, steps - start, start_step=start), straight[start:])
@@ -71,14 +72,14 @@ def test_a_resumed_stream_is_the_straight_one(store: MemoryStore, config: DataCo
 
 @both
 def test_each_epoch_has_every_example_once_in_its_own_order(store: MemoryStore, config: DataConfig) -> None:
-    n = n_training_examples(store, config)
+    n = n_training_examples(store, config, make=packed(1))
     rows = np.concatenate([batch["targets"] for batch in take(store, config, -(-2 * n // 8))])
     examples = make_examples(store, seq_len=16, packing=config.packing, bos_id=EOS, stride=config.stride)
     expected = sorted(map(tuple, examples.batch(np.arange(n))["targets"].tolist()))
     epochs = [list(map(tuple, rows[start : start + n].tolist())) for start in (0, n)]
     assert epochs[0] != epochs[1]
     assert [sorted(epoch) for epoch in epochs] == [expected, expected]
-    assert steps_per_epoch(store, config, batch_size=8) == n / 8
+    assert steps_per_epoch(store, config, make=packed(1), batch_size=8) == n / 8
 
 
 def test_another_seed_is_another_order(store: MemoryStore) -> None:
@@ -112,14 +113,14 @@ def test_workers_read_the_same_from_disk(tmp_path: Path, store: MemoryStore) -> 
     assert_same(take(disk, with_workers, 7, start_step=5), expected)
     # An evaluation ends by itself.
     one_worker = dataclasses.replace(DOCUMENTS, workers=1)
-    expected = list(evaluation_batches(store, DOCUMENTS, bos_id=EOS, batch_size=64))
-    assert_same(evaluation_batches(disk, one_worker, bos_id=EOS, batch_size=64), expected)
+    expected = list(evaluation_batches(store, DOCUMENTS, make=packed(EOS), batch_size=64))
+    assert_same(evaluation_batches(disk, one_worker, make=packed(EOS), batch_size=64), expected)
 
 
 @both
 @pytest.mark.parametrize("batch_size", [1, 8, 500])
 def test_evaluation_scores_every_token_once(store: MemoryStore, config: DataConfig, batch_size: int) -> None:
-    batches = list(evaluation_batches(store, config, bos_id=EOS, batch_size=batch_size))
+    batches = list(evaluation_batches(store, config, make=packed(EOS), batch_size=batch_size))
     assert {batch["tokens"].shape for batch in batches} == {(batch_size, 16)}
     scored = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in batches])
     expected = store.read(1 if config.packing == "stream" else 0, store.n_tokens)
@@ -131,34 +132,36 @@ def test_evaluation_scores_every_token_once(store: MemoryStore, config: DataConf
 
 @both
 def test_processes_share_an_evaluation(store: MemoryStore, config: DataConfig) -> None:
-    whole = list(evaluation_batches(store, config, bos_id=EOS, batch_size=64))
+    whole = list(evaluation_batches(store, config, make=packed(EOS), batch_size=64))
     parts = [
-        list(evaluation_batches(store, config, bos_id=EOS, batch_size=64, process_index=i, process_count=2))
+        list(evaluation_batches(store, config, make=packed(EOS), batch_size=64, process_index=i, process_count=2))
         for i in range(2)
     ]
     assert len(parts[0]) == len(parts[1]) == len(whole)
     assert_same([{k: np.concatenate([row[k] for row in rows]) for k in rows[0]} for rows in zip(*parts)], whole)
-    first = list(evaluation_batches(store, config, bos_id=EOS, batch_size=64, max_batches=1))
+    first = list(evaluation_batches(store, config, make=packed(EOS), batch_size=64, max_batches=1))
     assert_same(first, whole[:1])
-    assert n_evaluation_batches(store, config, batch_size=64) == len(whole)
-    assert n_evaluation_batches(store, config, batch_size=64, max_batches=1) == 1
-    assert len(list(evaluation_batches(store, config, bos_id=EOS, batch_size=64, max_batches=99))) == len(whole)
+    assert n_evaluation_batches(store, config, make=packed(1), batch_size=64) == len(whole)
+    assert n_evaluation_batches(store, config, make=packed(1), batch_size=64, max_batches=1) == 1
+    assert len(list(evaluation_batches(store, config, make=packed(EOS), batch_size=64, max_batches=99))) == len(whole)
 
 
 def test_training_and_evaluation_have_strides_of_their_own(store: MemoryStore) -> None:
-    assert n_training_examples(store, OVERLAPPING) == (store.n_tokens - 1 - 16) // 5 + 1
-    assert n_evaluation_batches(store, OVERLAPPING, batch_size=1) == -(-(store.n_tokens - 1 - 16) // 3) + 1
+    assert n_training_examples(store, OVERLAPPING, make=packed(1)) == (store.n_tokens - 1 - 16) // 5 + 1
+    assert (
+        n_evaluation_batches(store, OVERLAPPING, make=packed(1), batch_size=1) == -(-(store.n_tokens - 1 - 16) // 3) + 1
+    )
     assert all(batch["weights"].all() for batch in take(store, OVERLAPPING, 5))
 
 
 def test_a_short_text_can_be_evaluated() -> None:
-    (batch,) = evaluation_batches(MemoryStore([np.array([5, EOS])]), STREAM, bos_id=EOS, batch_size=2)
+    (batch,) = evaluation_batches(MemoryStore([np.array([5, EOS])]), STREAM, make=packed(EOS), batch_size=2)
     assert batch["weights"].sum() == 1
 
 
 @both
 def test_documents_of_a_batch_are_named(store: MemoryStore, config: DataConfig) -> None:
-    rows = batch_documents(store, config, bos_id=EOS, batch_size=8, step=11)
+    rows = batch_documents(store, config, make=packed(EOS), batch_size=8, step=11)
     (batch,) = take(store, config, 1, start_step=11)
     offsets = store.document_offsets
     for keys, targets, weights in zip(rows, batch["targets"], batch["weights"]):
@@ -170,7 +173,7 @@ def test_documents_of_a_batch_are_named(store: MemoryStore, config: DataConfig) 
 def test_no_thread_is_left_behind(store: MemoryStore) -> None:
     before = set(threading.enumerate())
     take(store, STREAM, 2)
-    list(evaluation_batches(store, STREAM, bos_id=EOS, batch_size=64))
+    list(evaluation_batches(store, STREAM, make=packed(EOS), batch_size=64))
     for thread in set(threading.enumerate()) - before:
         thread.join(timeout=5)
         assert not thread.is_alive()
@@ -180,13 +183,14 @@ STOPPED = """
 import itertools, multiprocessing, os, signal
 import numpy as np
 from lm.data.config import DataConfig
-from lm.data.loader import training_batches
+from lm.data.loader import packed, training_batches
 from lm.data.store import MemoryStore
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    batches = training_batches(MemoryStore([np.arange(999)]), DataConfig(seq_len=8, workers=1), bos_id=0, batch_size=2)
+    store, config = MemoryStore([np.arange(999)]), DataConfig(seq_len=8, workers=1)
+    batches = training_batches(store, config, make=packed(0), batch_size=2)
     next(batches)
     for number in (signal.SIGINT, signal.SIGTERM):
         os.killpg(0, number)
@@ -238,7 +242,7 @@ def is_running(pid: int) -> bool:
     ],
 )
 def test_user_errors(store: MemoryStore, settings: dict[str, object], message: str) -> None:
-    arguments = {"store": store, "config": STREAM, "bos_id": EOS, "batch_size": 8, **settings}
+    arguments = {"store": store, "config": STREAM, "make": packed(EOS), "batch_size": 8, **settings}
     with pytest.raises(UserError) as error:
         training_batches(**arguments)
     assert str(error.value).startswith(message)
@@ -247,6 +251,6 @@ def test_user_errors(store: MemoryStore, settings: dict[str, object], message: s
 
 def test_evaluation_user_errors(store: MemoryStore) -> None:
     with pytest.raises(UserError, match="max_batches is 0; it must be at least 1"):
-        evaluation_batches(store, STREAM, bos_id=EOS, batch_size=8, max_batches=0)
+        evaluation_batches(store, STREAM, make=packed(EOS), batch_size=8, max_batches=0)
     with pytest.raises(UserError, match="the corpus has 0 tokens and at least 2 are needed"):
-        evaluation_batches(MemoryStore([]), STREAM, bos_id=EOS, batch_size=8)
+        evaluation_batches(MemoryStore([]), STREAM, make=packed(EOS), batch_size=8)

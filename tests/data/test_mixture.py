@@ -20,6 +20,7 @@ from lm.data.loader import (
     evaluation_batches,
     n_evaluation_batches,
     n_training_examples,
+    packed,
     steps_per_epoch,
     training_batches,
 )
@@ -177,7 +178,7 @@ packings = pytest.mark.parametrize("packing", ["stream", "documents", "pad"])
 
 
 def take(mixture: Mixture, config: DataConfig, n: int, **settings: int) -> list[Batch]:
-    batches = training_batches(mixture, config, **{"bos_id": 1, "batch_size": 16, **settings})
+    batches = training_batches(mixture, config, **{"make": packed(1), "batch_size": 16, **settings})
     try:
         return list(itertools.islice(batches, n))
     finally:
@@ -242,7 +243,9 @@ def test_batches_hold_the_rows_of_the_parts_in_their_shares(packing: str) -> Non
 
 
 def take_one(store: MemoryStore, config: DataConfig) -> Batch:
-    batches = training_batches(store, dataclasses.replace(config, mixture=MixtureConfig()), bos_id=1, batch_size=2)
+    batches = training_batches(
+        store, dataclasses.replace(config, mixture=MixtureConfig()), make=packed(1), batch_size=2
+    )
     try:
         return next(batches)
     finally:
@@ -250,22 +253,22 @@ def take_one(store: MemoryStore, config: DataConfig) -> Batch:
 
 
 def test_epochs_are_counted_for_each_part() -> None:
-    sizes = {name: n_training_examples(store, CONFIG) for name, store in zip("abc", STORES)}
-    assert n_training_examples(MIXTURE, CONFIG) == sum(sizes.values())
-    assert steps_per_epoch(MIXTURE, CONFIG, batch_size=16) == sum(sizes.values()) / 16
+    sizes = {name: n_training_examples(store, CONFIG, make=packed(1)) for name, store in zip("abc", STORES)}
+    assert n_training_examples(MIXTURE, CONFIG, make=packed(1)) == sum(sizes.values())
+    assert steps_per_epoch(MIXTURE, CONFIG, make=packed(1), batch_size=16) == sum(sizes.values()) / 16
     for step in (0, 1, 13, 20, 33):
         seen: Counter[str] = Counter()
         for s in range(step):
-            for keys in batch_documents(MIXTURE, CONFIG, bos_id=1, batch_size=16, step=s):
+            for keys in batch_documents(MIXTURE, CONFIG, make=packed(1), batch_size=16, step=s):
                 seen[keys[0].split(":")[0]] += 1
         expected = {name: seen[name] / size for name, size in sizes.items()}
-        assert epochs_seen(MIXTURE, CONFIG, batch_size=16, step=step) == pytest.approx(expected)
-    assert epochs_seen(MIXTURE, CONFIG, batch_size=16, step=33)["c"] > 1
+        assert epochs_seen(MIXTURE, CONFIG, make=packed(1), batch_size=16, step=step) == pytest.approx(expected)
+    assert epochs_seen(MIXTURE, CONFIG, make=packed(1), batch_size=16, step=33)["c"] > 1
 
 
 def test_documents_of_a_mixture_are_named() -> None:
     (batch,) = take(MIXTURE, CONFIG, 1, start_step=11)
-    names = batch_documents(MIXTURE, CONFIG, bos_id=1, batch_size=16, step=11)
+    names = batch_documents(MIXTURE, CONFIG, make=packed(1), batch_size=16, step=11)
     for keys, tokens, targets in zip(names, batch["tokens"], batch["targets"]):
         inside: set[int] = set()
         for key in keys:
@@ -279,14 +282,14 @@ def test_documents_of_a_mixture_are_named() -> None:
 @pytest.mark.parametrize("eval_stride", [None, 3])
 def test_evaluation_goes_through_the_parts_in_order(packing: str, eval_stride: int | None) -> None:
     config = dataclasses.replace(CONFIG, packing=packing, eval_stride=eval_stride)
-    batches = list(evaluation_batches(MIXTURE, config, bos_id=1, batch_size=10))
-    assert len(batches) == n_evaluation_batches(MIXTURE, config, batch_size=10)
+    batches = list(evaluation_batches(MIXTURE, config, make=packed(1), batch_size=10))
+    assert len(batches) == n_evaluation_batches(MIXTURE, config, make=packed(1), batch_size=10)
     scored = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in batches])
     expected = np.concatenate([store.read(int(packing == "stream"), store.n_tokens) for store in STORES])
     np.testing.assert_array_equal(np.sort(scored), np.sort(expected))
     if packing == "stream":
         np.testing.assert_array_equal(scored, expected)
-    alone = [b for store in STORES for b in evaluation_batches(store, config, bos_id=1, batch_size=1)]
+    alone = [b for store in STORES for b in evaluation_batches(store, config, make=packed(1), batch_size=1)]
     rows = np.concatenate([batch["tokens"] for batch in batches])[: len(alone)]
     np.testing.assert_array_equal(rows, np.concatenate([batch["tokens"] for batch in alone]))
 

@@ -1,0 +1,137 @@
+"""Masked language modelling, alone or with next-sentence prediction (BERT, arXiv:1810.04805)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from lm import losses, metrics
+from lm.data.config import DataConfig
+from lm.data.loader import Maker, packed
+from lm.data.objectives.masking import MaskedExamples, Masker, MaskingConfig, check_masking_config
+from lm.data.objectives.pairs import BertExamples, PairExamples
+from lm.data.packing import Examples
+from lm.data.store import TokenStore
+from lm.errors import check
+from lm.models.transformer import ModelConfig, Transformer
+from lm.tasks.base import Batch, Sums, TokenTask, check_mask, classified, hidden_of
+from lm.text.tokenizer import Tokenizer
+
+Array = jax.Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLM(TokenTask):
+    """Hidden tokens from all others."""
+
+    kind: Literal["masked_lm"] = "masked_lm"
+    """The objective."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """Which tokens are hidden."""
+
+    def check(self, model: ModelConfig, data: DataConfig) -> None:
+        """See `Task`."""
+        del data
+        check_masking_config(self.masking)
+        check_mask(self.kind, model, "bidirectional")
+
+    def maker(self, model: ModelConfig, tokenizer: Tokenizer, labels: Sequence[str]) -> Maker:
+        """See `Task`."""
+        del model, labels
+        base = packed(tokenizer.bos_id)
+
+        def make(store: TokenStore, config: DataConfig, training: bool) -> Examples:
+            return MaskedExamples(base(store, config, training), Masker(tokenizer, self.masking, seed=config.seed))
+
+        return make
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertPretraining(TokenTask):
+    """Hidden tokens of a pair of texts, and whether the second follows the first."""
+
+    kind: Literal["bert"] = "bert"
+    """The objective."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """Which tokens are hidden."""
+    short_share: float = 0.1
+    """Share of pairs that are short, of a drawn length."""
+    random_share: float = 0.5
+    """Share of pairs whose second text is from elsewhere."""
+
+    def check(self, model: ModelConfig, data: DataConfig) -> None:
+        """See `Task`."""
+        check_masking_config(self.masking)
+        check_mask(self.kind, model, "bidirectional")
+        check(
+            data.sentences or bool(data.mixture.datasets),
+            f"task {self.kind} makes pairs of sentences, and the dataset doesn't say where they begin; set"
+            " data.sentences",
+        )
+        check(
+            model.n_classes in (0, 2),
+            f"model.n_classes is {model.n_classes}; next-sentence prediction has 2, leave it at 0 or 2",
+        )
+        check(
+            model.token_types != 1,
+            "model.token_types is 1; pairs of texts have 2 types: set 2, or 0 for none",
+        )
+
+    def settle(self, model: ModelConfig, labels: Sequence[str]) -> ModelConfig:
+        """See `Task`."""
+        del labels
+        return dataclasses.replace(model, n_classes=2)
+
+    def maker(self, model: ModelConfig, tokenizer: Tokenizer, labels: Sequence[str]) -> Maker:
+        """See `Task`."""
+        del model, labels
+
+        def make(store: TokenStore, config: DataConfig, training: bool) -> Examples:
+            del training  # pairs are drawn alike
+            pairs = PairExamples(
+                store,
+                config.seq_len,
+                bos_id=tokenizer.bos_id,
+                eos_id=tokenizer.eos_id,
+                seed=config.seed,
+                random_share=self.random_share,
+                short_share=self.short_share,
+            )
+            return BertExamples(pairs, Masker(tokenizer, self.masking, seed=config.seed))
+
+        return make
+
+    def balance(self, batch: Batch) -> Batch:
+        """Rows get the weight of tokens: the objective is the mean over tokens plus the mean over rows."""
+        tokens, rows = batch["weights"].sum(), batch["label_weights"].sum()
+        return batch | {"label_weights": batch["label_weights"] * (tokens / jnp.maximum(rows, 1.0))}
+
+    def loss(self, model: Transformer, params: Any, batch: Batch, dropout_key: Array | None) -> tuple[Array, Sums]:
+        """See `Task`; sums of the second loss are named `next_…`."""
+        by_row = dropout_key is None
+        hidden = hidden_of(model, params, batch, dropout_key)
+        objective, sums = self.token_loss(model, params, hidden, batch, by_row=by_row)
+        scores = classified(model, params, hidden, batch, dropout_key)
+        weights = batch["label_weights"]
+        following, of_rows = losses.cross_entropy(scores, batch["labels"], weights)
+        sums |= {f"next_{name}": value for name, value in of_rows.items()} | {"next_weight": weights.sum()}
+        return objective + following, sums
+
+    def summarise(self, sums: metrics.Sums) -> dict[str, float]:
+        """`loss` is the sum of both, `masked_loss`, `perplexity` and `accuracy` are of hidden tokens."""
+        result = metrics.language_model(sums)
+        following = metrics.ratio(sums, "next_loss", "next_weight")
+        masked = result["loss"]
+        errors = {"masked_loss_se": result.pop("loss_se")} if "loss_se" in result else {}
+        return result | {
+            "loss": masked + following,
+            "masked_loss": masked,
+            **errors,
+            "next_loss": following,
+            "next_accuracy": metrics.ratio(sums, "next_correct", "next_weight"),
+        }
