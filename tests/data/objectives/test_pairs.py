@@ -144,6 +144,20 @@ def test_others_are_drawn_from_all_other_documents() -> None:
     assert {s for d, s in drawn[0] if d == 2} == {0, 1, 2}
 
 
+def test_a_text_from_elsewhere_is_as_long_as_the_row_needs() -> None:
+    """Of sentences of one token nothing need be cut, so A begins where its chunk does and B fills the row."""
+    examples = PairExamples(
+        make_store([[1] * 50] * 5), 13, bos_id=CLS, eos_id=SEP, seed=0, random_share=1, short_share=0
+    )
+    assert len(examples) == 25
+    index = np.tile(np.arange(25), 20)
+    rows = examples.batch(index, np.repeat(np.arange(20), 25))
+    for i in range(len(index)):
+        a, b = texts(rows, i)
+        assert (a[0] - 1) % 10 == 0
+        assert len(a) + len(b) == 10 or b[-1] % 50 == 0  # or its document ends
+
+
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(2, 70))
 def test_the_longer_text_is_shortened_first(a: int, b: int, room: int) -> None:
     left_a, left_b = a, b

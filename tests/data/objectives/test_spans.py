@@ -134,6 +134,15 @@ def test_source_and_target_give_the_text_back(training: bool) -> None:
     assert not any(values[-1].any() for values in rows.values())
 
 
+@pytest.mark.parametrize(("rest", "expected"), [(0, 2), (1, 2), (2, 3)])
+def test_a_last_token_alone_is_left_out(rest: int, expected: int) -> None:
+    window, _ = span_lengths(64, density=0.15, mean_length=3)
+    options = {"bos_id": BOS, "eos_id": EOS, "sentinels": SENTINELS, "seed": 0}
+    store = make_store(2 * window + rest)
+    assert len(SpanExamples(store, 64, training=False, **options)) == expected
+    assert len(SpanExamples(store, 64, training=True, **options)) == 2
+
+
 def test_spans_are_a_function_of_seed_epoch_and_index() -> None:
     make = lambda seed: SpanExamples(make_store(700), 64, bos_id=BOS, eos_id=EOS, sentinels=SENTINELS, seed=seed)  # noqa: E731
     examples = make(0)

@@ -74,6 +74,15 @@ def test_rows_and_gaps_are_kept_apart() -> None:
     assert starts(ids)[0, 1:3].all()
 
 
+def test_chinese_words_behind_broken_and_long_characters() -> None:
+    """A row that begins within a character, and one of four bytes: words are still found where they are."""
+    tokenizer = train_tokenizer(TokenizerConfig(kind="byte"), [])
+    ids = np.array([tokenizer.encode("学😀é北京大学")])[:, 1:]
+    starts = word_starts(tokenizer, ids, words="jieba")[0]
+    words = np.split(ids[0], np.flatnonzero(starts)[1:])
+    assert bytes(words[-1].tolist()).decode() == "北京大学"
+
+
 def test_a_copy_in_another_process_says_the_same() -> None:
     tokenizer = train_tokenizer(TokenizerConfig(kind="byte"), [])
     ids = np.array([tokenizer.encode(TEXT)])
