@@ -98,11 +98,12 @@ def parse(into: type[T], default: T | None, arguments: Sequence[str], *, prog: s
       description: what help begins with; the dataclass's docstring if it is empty.
 
     Raises:
-      UserError: an unknown name or a value of the wrong type.
+      UserError: an unknown name, a value of the wrong type, or a list in several pieces.
       SystemExit: 0, after `--help`.
     """
     import tyro
 
+    _check_lists(into, arguments)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -121,6 +122,27 @@ def parse(into: type[T], default: T | None, arguments: Sequence[str], *, prog: s
             raise
         said = _one_line(complaint.getvalue())
         raise UserError(f"{_about_flags(arguments, said) or said}; see `{prog} --help`") from None
+
+
+def _check_lists(into: Any, arguments: Sequence[str]) -> None:
+    """Raises `UserError` for a list that is given twice: the last alone would count, as it should for single values."""
+    lists = _lists(into)
+    given = [argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
+    for option in given:
+        check(
+            given.count(option) == 1 or option.removeprefix("--").rpartition(".")[2] not in lists,
+            f"{option} is given {given.count(option)} times; write all its values after one: {option} A B",
+        )
+
+
+def _lists(into: Any) -> set[str]:
+    """How the command line calls settings that hold several values, sections aside."""
+    if not (isinstance(into, type) and dataclasses.is_dataclass(into)):
+        return set().union(*(_lists(choice) for choice in typing.get_args(into)))
+    found: set[str] = set()
+    for name, hint in typing.get_type_hints(into).items():
+        found |= {name.replace("_", "-")} if typing.get_origin(hint) is tuple else _lists(hint)
+    return found
 
 
 def _about_flags(arguments: Sequence[str], said: str) -> str | None:

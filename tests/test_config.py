@@ -136,6 +136,29 @@ def test_a_flag_with_a_value_is_told_what_to_write(arguments: list[str], write: 
     assert configs.parse(Experiment, Experiment(), [write], prog="lm").model.use_bias == ("no-" not in write)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--names", "a", "--names", "b"], ["--names=a", "--names=b"], ["--part.many-names", "a", "--part.many_names=b"]],
+)
+def test_a_list_in_two_pieces_is_told_what_to_write(arguments: list[str]):
+    @dataclass(frozen=True)
+    class Part:
+        many_names: tuple[str, ...] = ()
+
+    @dataclass(frozen=True)
+    class Whole:
+        names: tuple[str, ...] = ()
+        part: Part = Part()
+        size: int = 1
+
+    option = arguments[0].partition("=")[0]
+    with pytest.raises(UserError, match=f"^{option} is given 2 times; write all its values after one: {option} A B$"):
+        configs.parse(Whole, Whole(), arguments, prog="lm")
+    assert configs.parse(Whole, Whole(), ["--size", "2", "--size", "3", "--names", "a", "b"], prog="lm") == Whole(
+        names=("a", "b"), size=3
+    )
+
+
 def test_a_mistake_reads_the_same_whatever_the_terminal_can_show(monkeypatch: pytest.MonkeyPatch):
     said = set()
     for encoding in ("utf-8", "ascii"):
