@@ -452,9 +452,17 @@ def test_bits_per_byte_and_baselines_are_those_of_the_text(world: Path, monkeypa
 
 def test_evaluation_prints_a_table(world: Path, monkeypatch, capfd: pytest.CaptureFixture[str]):
     monkeypatch.chdir(world)
-    assert main(["evaluate", "done", "--baselines"]) == 0
+    run = world / ("a_name_that_is_longer_than_any_table_is_wide_" * 3)
+    run.symlink_to("done")
+    assert main(["evaluate", run.name, "--baselines"]) == 0
     out, err = capfd.readouterr()
-    for text in ("done at step 6, validation split", "perplexity", "bits per byte", "zlib level 9", "order-0 entropy"):
+    for text in (
+        f"{run.name} at step 6, validation split",
+        "perplexity",
+        "bits per byte",
+        "zlib level 9",
+        "order-0 entropy",
+    ):
         assert text in out
     assert err == ""
 

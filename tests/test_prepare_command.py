@@ -47,6 +47,7 @@ def test_flags_for_cleaning_duplicates_and_copies_reach_the_dataset(corpus: Path
     assert manifest["removed_documents"]["near duplicate"] > 0
     shown = capsys.readouterr().out
     assert "left out" in shown
+    assert f"\ndatasets/corpus/{manifest['fingerprint']}/1.0.0\n" in shown
     assert "report datasets/corpus/" in shown
 
 

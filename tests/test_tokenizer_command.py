@@ -60,6 +60,7 @@ def test_a_table_of_several(place: Path, capsys: pytest.CaptureFixture[str]):
     capsys.readouterr()
     assert main(["tokenizer", "compare", "made", "byte", "--source", "text:corpus.txt"]) == 0
     table = capsys.readouterr().out
+    assert table.startswith("text:corpus.txt\n")
     assert all(word in table for word in ("made", "byte", "257", "100.0%", "per word"))
     assert main(["tokenizer", "compare", "made", "byte", "--source", "text:corpus.txt", "--json", "--bytes", "90"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

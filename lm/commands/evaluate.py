@@ -9,7 +9,7 @@ from rich.table import Table
 from lm import config as configs
 from lm import run as runs
 from lm.commands.exits import DONE
-from lm.commands.shared import RunArgument, open_console
+from lm.commands.shared import RunArgument, open_console, show
 from lm.sharding import MeshConfig
 
 
@@ -50,7 +50,9 @@ def run(arguments: list[str]) -> int:
     if asked.json:
         print(json.dumps(result))
         return DONE
-    table = Table(title=f"{asked.run} at step {result['step']}, {result['split']} split", title_justify="left")
+    # Above the table, not its title: that would be broken where the table is narrower.
+    show(console, f"{asked.run} at step {result['step']}, {result['split']} split")
+    table = Table()
     table.add_column("what")
     table.add_column("value", justify="right")
     for name, form in (

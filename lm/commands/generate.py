@@ -24,7 +24,7 @@ class GenerateArguments:
     run: RunArgument
     """Run directory."""
     prompt: tuple[str, ...] = ()
-    """Texts to continue, all in one batch, one after another; none = begin a document."""
+    """Texts to continue, all in one batch (--prompt A B); none = begin a document."""
     prompt_ids: tuple[str, ...] = ()
     """Prompts as token ids instead, such as 1,5,9; taken as they are, without a token that begins a document."""
     checkpoint: str = "best"

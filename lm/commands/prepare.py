@@ -102,7 +102,8 @@ def run(arguments: list[str]) -> int:
         progress.close()
         signal.signal(signal.SIGTERM, before)
     manifest = load_manifest(folder)
-    table = Table(title=f"{folder}", title_justify="left")
+    show(console, f"{folder}")  # a table's title would be broken where the table is narrower
+    table = Table()
     for column in ("split", "documents", "tokens", "bytes", "tokens per byte"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, counts in manifest.splits.items():

@@ -142,7 +142,8 @@ def _train(asked: TrainArguments) -> int:
         texts = list(first_bytes(asked.text.texts(), min(asked.measure_bytes, config.training_bytes)))
         (row,) = compare({config.kind: tokenizer}, texts)
         agreed = _agreement(tokenizer, texts)
-    table = Table(title=f"{output}: {config.kind}", title_justify="left", show_header=False)
+    show(console, f"{output}: {config.kind}")
+    table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_row("vocabulary", f"{row.vocab_size:,}")
@@ -200,13 +201,14 @@ def _compare(asked: CompareArguments) -> int:
         for row in rows:
             print(json.dumps(dataclasses.asdict(row), ensure_ascii=False))
         return DONE
-    console.print(_table(rows, asked.text.source))
+    show(console, asked.text.source)
+    console.print(_table(rows))
     show(console, "words: runs of letters and digits; each Chinese, Japanese or Korean character counts as one")
     return DONE
 
 
-def _table(rows: list[Comparison], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
+def _table(rows: list[Comparison]) -> Table:
+    table = Table()
     table.add_column("tokenizer")
     for _, label, _ in _COLUMNS:
         table.add_column(label, justify="right")
