@@ -5,6 +5,7 @@ everything that row can see and is overwritten as the row grows. One compiled fu
 prompts, another draws up to `CHUNK` tokens a call; both are compiled once per batch size and length bucket.
 """
 
+import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,7 +19,8 @@ import numpy as np
 from lm import tree
 from lm.errors import UserError, check
 from lm.generate.sampling import Adjustments, SamplingConfig, adjust, draw, mask_padding
-from lm.models.transformer import Block, ModelConfig, Transformer, init_cache
+from lm.models.blocks import Block
+from lm.models.transformer import ModelConfig, Transformer, init_cache
 
 Array = jax.Array
 Finished = Literal["eos", "stop", "length"]
@@ -262,7 +264,16 @@ def draw_chunk(
     return state, tokens, logprobs
 
 
-def forward(model: Transformer, params: Any, cache: list[Any], tokens: Array, at: Array) -> tuple[Array, list[Any]]:
+def forward(
+    model: Transformer,
+    params: Any,
+    cache: list[Any],
+    tokens: Array,
+    at: Array,
+    *,
+    prefix: Array | None = None,
+    source_segments: Array | None = None,
+) -> tuple[Array, list[Any]]:
     """`Transformer.hidden` with a list of layers, for parameters from `for_decoding`.
 
     Slices of stacked layers would be copied for every token, the cache's along with the parameters': 1.7 times slower.
@@ -270,19 +281,23 @@ def forward(model: Transformer, params: Any, cache: list[Any], tokens: Array, at
     Args:
       model: the model.
       params: from `for_decoding`.
-      cache: one of each layer.
+      cache: one of each layer; of an encoder-decoder with what `cross_cache` makes.
       tokens: int32 `[B, T]`.
       at: int32 `[B, T]`, their places, which are also their slots of the cache.
+      prefix: int32 `[B, T]`, 1 = of a prefix that sees itself to both sides, all of which is here; or None.
+      source_segments: int32 `[B, S]`, 0 = padding of the source, which is not seen; or None.
 
     Returns:
       `[B, T, D]` and the new cache.
     """
-    read: Any = model.apply({"params": params}, tokens, at, method="embedded")
-    x, angles = read
+    reach = cache[0]["key"].shape[-2]
+    read: Any = model.apply({"params": params}, tokens, at, reach=reach, method="embedded")
+    x, context = read
+    context = dataclasses.replace(context, prefix=prefix, cache_at=at, source_segments=source_segments)
     block: Any = Block(model.config)
     filled = []
     for layer, slots in zip(params["layers"], cache):
-        x, slots = block.apply({"params": layer}, x, slots, None, angles, at, True)
+        x, slots = block.apply({"params": layer}, x, slots, context, True)
         filled.append(slots)
     hidden: Any = model.apply({"params": params}, x, method="normed")
     return hidden, filled

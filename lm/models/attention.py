@@ -1,4 +1,4 @@
-"""Attention: its masks, its implementations and the block of projections around it.
+"""Attention: its masks and its implementations. The projections around it are in `lm.models.blocks`.
 
 Axis letters, used all over this package:
 
@@ -13,10 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
-from lm.models.layers import Dense, Initializer, Norm, project_together, rotate
-from lm.sharding import constrain
+from lm.models.layers import spread
 
 Array = jax.Array
 log = logging.getLogger(__name__)
@@ -40,6 +38,8 @@ def attention_mask(
     window: int | None,
     query_segments: Array | None = None,
     key_segments: Array | None = None,
+    query_prefix: Array | None = None,
+    key_prefix: Array | None = None,
 ) -> Array | None:
     """Which keys each query may see: bool `[B or 1, T, S]`, True = sees; None when all may see all.
 
@@ -49,10 +49,15 @@ def attention_mask(
       causal: a query sees no later key.
       window: a query sees its own place and the `window - 1` before it (and, if not causal, as many after).
       query_segments: int32 `[B, T]`; with `key_segments` `[B, S]`, only equal segments see each other.
+      key_segments: see `query_segments`.
+      query_prefix: int32 `[B, T]`; with `key_prefix` `[B, S]`, causality does not bind those that both have a 1.
+      key_prefix: see `query_prefix`.
     """
     allowed = []
     distance = query_at[:, :, None] - key_at[:, None, :]
-    if causal:
+    if causal and query_prefix is not None and key_prefix is not None:
+        allowed.append((distance >= 0) | ((query_prefix[:, :, None] > 0) & (key_prefix[:, None, :] > 0)))
+    elif causal:
         allowed.append(distance >= 0)
     if window is not None:
         allowed.append(jnp.abs(distance) < window)
@@ -61,24 +66,60 @@ def attention_mask(
     return functools.reduce(jnp.logical_and, allowed) if allowed else None
 
 
+def source_mask(segments: Array | None, source_segments: Array | None) -> Array | None:
+    """Which tokens of a source each token may see: bool `[B, T, S]`; None when all may see all.
+
+    Args:
+      segments: int32 `[B, T]`; None = every token belongs to every segment of its row's source.
+      source_segments: int32 `[B, S]`, 0 = padding, which nobody sees; None = a source without padding, all of it seen.
+    """
+    if source_segments is None:
+        return None
+    there = source_segments[:, None, :] > 0
+    return there if segments is None else there & (segments[:, :, None] == source_segments[:, None, :])
+
+
 def softmax_attention(
     query: Array,
     key: Array,
     value: Array,
     mask: Array | None,
     *,
+    bias: Array | None = None,
+    scale: bool = True,
     softcap: float = 0.0,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> Array:
     """Attention written out: `[B, T, N, H]`, `[B, S, K, H]` twice, bool `[B or 1, T, S]` to `[B, T, N, H]`.
 
-    Scores and softmax are float32. `softcap` c bounds scores as `c * tanh(scores / c)` (Gemma 2, arXiv:2408.00118);
-    dropout acts on the probabilities.
+    Scores and softmax are float32. `bias`, float32 `[B or 1, N, T, S]`, is added to the scores, which `scale` divides
+    by the root of H before and `softcap` c bounds as `c * tanh(scores / c)` after (Gemma 2, arXiv:2408.00118); dropout
+    acts on the probabilities.
     """
-    query, key, value = _heads_first(query, key, value)
-    out = _attend(query, key, value, mask, softcap, dropout_rate, dropout_key)
-    return _heads_last(out)
+    query, key, value = heads_first(query, key, value)
+    out = attend(query, key, value, mask, bias, scale, softcap, dropout_rate, dropout_key)
+    return heads_last(out)
+
+
+def probabilities(
+    query: Array,
+    key: Array,
+    mask: Array | None,
+    *,
+    bias: Array | None = None,
+    scale: bool = True,
+    softcap: float = 0.0,
+) -> Array:
+    """The weights `softmax_attention` gives values before dropout: `[B, T, N, H]`, `[B, S, K, H]` to `[B, N, T, S]`.
+
+    Float32; each row sums to 1, or is all 0 where a query may see nothing.
+    """
+    query, key, _ = heads_first(query, key, key)
+    B, K, G, T, _ = query.shape
+    scores = _scores(query, key, mask, bias, scale, softcap)
+    weights = jax.nn.softmax(scores, axis=-1).reshape(B, K * G, T, key.shape[2])
+    return weights if mask is None else jnp.where(mask[:, None], weights, 0.0)
 
 
 def blocked_attention(
@@ -88,13 +129,15 @@ def blocked_attention(
     *,
     window: int | None,
     segments: Array | None,
+    distance_bias: Array | None,
+    scale: bool,
     softcap: float,
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Array:
-    """Causal self-attention in query blocks, each against only the keys it can see; shapes as `softmax_attention`."""
+    """Causal self-attention in query blocks, each against only the keys it can see; arguments as `self_attention`."""
     T = query.shape[1]
-    query, key, value = _heads_first(query, key, value)
+    query, key, value = heads_first(query, key, value)
     size = math.ceil(T / QUERY_BLOCKS)
     out = []
     for start in range(0, T, size):
@@ -108,16 +151,30 @@ def blocked_attention(
             query_segments=None if segments is None else segments[:, start:stop],
             key_segments=None if segments is None else segments[:, first:stop],
         )
+        # Of all distances, which are -(T - 1) to T - 1: those from the last query here to the first key, and back.
+        bias = None
+        if distance_bias is not None:
+            bias = spread(distance_bias[:, first - stop + T : stop - start + T - 1], stop - start)
         block_key = None if dropout_key is None else jax.random.fold_in(dropout_key, start)
         keys, values = key[:, :, first:stop], value[:, :, first:stop]
-        out.append(_attend(query[:, :, :, start:stop], keys, values, mask, softcap, dropout_rate, block_key))
-    return _heads_last(jnp.concatenate(out, axis=3))
+        queries = query[:, :, :, start:stop]
+        out.append(attend(queries, keys, values, mask, bias, scale, softcap, dropout_rate, block_key))
+    return heads_last(jnp.concatenate(out, axis=3))
 
 
 def cached_attention(
-    query: Array, key: Array, value: Array, query_at: Array, *, window: int | None, softcap: float
+    query: Array,
+    key: Array,
+    value: Array,
+    query_at: Array,
+    *,
+    window: int | None,
+    prefix: Array | None = None,
+    distance_bias: Array | None = None,
+    scale: bool = True,
+    softcap: float,
 ) -> Array:
-    """Attention over a cache, `CACHE_QUERIES` queries at a time.
+    """Causal attention over a cache, `CACHE_QUERIES` queries at a time.
 
     Args:
       query: `[B, K, G, T, H]`.
@@ -125,31 +182,47 @@ def cached_attention(
       value: as `key`.
       query_at: int32 `[B, T]`, the slot of each query.
       window: see `attention_mask`.
+      prefix: int32 `[B, T]`, 1 = sees all other queries here that have a 1; None = no query does.
+      distance_bias: see `self_attention`; of at least S places.
+      scale: divide scores by the root of H.
       softcap: bound on the scores, 0 = none.
 
     Returns:
       `[B, K, G, T, H]`.
     """
-    slots = jnp.arange(key.shape[2])[None]
-
-    def attend(block: tuple[Array, Array]) -> Array:
-        queries, at = block
-        return _attend(queries, key, value, attention_mask(at, slots, causal=True, window=window), softcap)
-
     B, K, G, T, H = query.shape
+    S = key.shape[2]
+    slots = jnp.arange(S)[None]
+    key_prefix = None
+    if prefix is not None:
+        key_prefix = jnp.zeros((B, S), prefix.dtype).at[jnp.arange(B)[:, None], query_at].max(prefix)
+
+    def block_of(block: tuple[Array, Array, Array | None]) -> Array:
+        queries, at, in_prefix = block
+        mask = attention_mask(at, slots, causal=True, window=window, query_prefix=in_prefix, key_prefix=key_prefix)
+        bias = None
+        if distance_bias is not None:
+            zero = (distance_bias.shape[1] - 1) // 2
+            bias = distance_bias[:, slots[:, None] - at[:, :, None] + zero].swapaxes(0, 1)
+        return attend(queries, key, value, mask, bias, scale, softcap)
+
     count = math.ceil(T / CACHE_QUERIES)
     if count == 1:
-        return attend((query, query_at))
+        return block_of((query, query_at, prefix))
     size = math.ceil(T / count)
     fill = count * size - T  # queries of nothing, at slot 0; what they find is cut off again
+
+    def blocks(places: Array) -> Array:
+        return jnp.pad(places, ((0, 0), (0, fill))).reshape(B, count, size).transpose(1, 0, 2)
+
     query = jnp.pad(query, ((0, 0), (0, 0), (0, 0), (0, fill), (0, 0))).reshape(B, K, G, count, size, H)
-    query_at = jnp.pad(query_at, ((0, 0), (0, fill))).reshape(B, count, size)
+    parts = query.transpose(3, 0, 1, 2, 4, 5), blocks(query_at), None if prefix is None else blocks(prefix)
     # A loop, one block after the other, so that the memory of one block serves all.
-    out = jax.lax.map(attend, (query.transpose(3, 0, 1, 2, 4, 5), query_at.transpose(1, 0, 2)))
+    out = jax.lax.map(block_of, parts)
     return out.transpose(1, 2, 3, 0, 4, 5).reshape(B, K, G, count * size, H)[:, :, :, :T]
 
 
-def _heads_first(query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
+def heads_first(query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
     """`[B, T, N, H]`, `[B, S, K, H]` twice to `[B, K, G, T, H]`, `[B, K, S, H]` twice.
 
     The products then run over whole matrices of a head, in the order they lie in memory: on CPUs that takes 0.6 times
@@ -161,17 +234,39 @@ def _heads_first(query: Array, key: Array, value: Array) -> tuple[Array, Array, 
     return query, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
 
 
-def _heads_last(out: Array) -> Array:
+def heads_last(out: Array) -> Array:
     """`[B, K, G, T, H]` to `[B, T, N, H]`."""
     B, K, G, T, H = out.shape
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
 
 
-def _attend(
+def _scores(query: Array, key: Array, mask: Array | None, bias: Array | None, scale: bool, softcap: float) -> Array:
+    """Float32 scores `[B, K, G, T, S]` of `[B, K, G, T, H]` and `[B, K, S, H]`, far below all others where masked."""
+    B, K, G, T, H = query.shape
+    S = key.shape[2]
+    if scale:
+        # Scaling queries, [T, H], is less work than scaling scores, [T, S].
+        query = (query.astype(jnp.float32) / math.sqrt(H)).astype(query.dtype)
+    # The queries of all heads that share a key head are rows of one matrix.
+    rows = query.reshape(B, K, G * T, H)
+    scores = jnp.einsum("BKRH,BKSH->BKRS", rows, key, preferred_element_type=jnp.float32).reshape(B, K, G, T, S)
+    if bias is not None:
+        scores = scores + bias.reshape(-1, K, G, T, S)
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if mask is not None:
+        # Added, not selected: the gradient then needs no mask, as weights of exactly 0 pass none on.
+        scores = scores + jnp.where(mask, 0.0, MASKED)[:, None, None]
+    return scores
+
+
+def attend(
     query: Array,
     key: Array,
     value: Array,
     mask: Array | None,
+    bias: Array | None,
+    scale: bool,
     softcap: float,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
@@ -179,16 +274,7 @@ def _attend(
     """`softmax_attention` with heads first: `[B, K, G, T, H]` and `[B, K, S, H]` twice to `[B, K, G, T, H]`."""
     B, K, G, T, H = query.shape
     S = key.shape[2]
-    # Scaling queries, [T, H], is less work than scaling scores, [T, S].
-    query = (query.astype(jnp.float32) / math.sqrt(H)).astype(query.dtype)
-    # The queries of all heads that share a key head are rows of one matrix.
-    rows = query.reshape(B, K, G * T, H)
-    scores = jnp.einsum("BKRH,BKSH->BKRS", rows, key, preferred_element_type=jnp.float32).reshape(B, K, G, T, S)
-    if softcap:
-        scores = softcap * jnp.tanh(scores / softcap)
-    if mask is not None:
-        # Added, not selected: the gradient then needs no mask, as weights of exactly 0 pass none on.
-        scores = scores + jnp.where(mask, 0.0, MASKED)[:, None, None]
+    scores = _scores(query, key, mask, bias, scale, softcap)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     if dropout_rate > 0.0 and dropout_key is not None:
@@ -215,15 +301,18 @@ def choose_implementation(
     causal: bool,
     window: bool,
     segments: bool,
+    prefix: bool,
+    relative: bool,
     softcap: bool,
     dropout: bool,
 ) -> str:
     """The implementation that computes what was asked for: `xla`, `cudnn` or `blocked`.
 
-    cuDNN's kernels know neither segments, dropout of this kind nor a soft cap, and take only half precision, even
-    lengths (their gradient) and some head widths; the `xla` path of `jax.nn` has no dropout and no soft cap. Where
-    the request can't serve, the nearest that can is taken and the reason logged once: a kernel that silently ignored
-    a segment would train on leaked documents, and a run from a GPU is to be read on a laptop.
+    cuDNN's kernels know neither segments, prefixes, dropout of this kind nor a soft cap, are given no bias for relative
+    positions, and take only half precision, even lengths (their gradient) and some head widths; the `xla` path of
+    `jax.nn` has no dropout and no soft cap. Where the request can't serve, the nearest that can is taken and the reason
+    logged once: a kernel that silently ignored a segment would train on leaked documents, and a run from a GPU is to be
+    read on a laptop.
     """
     against_cudnn = {
         f"the platform {platform!r}": platform != "gpu",
@@ -232,6 +321,8 @@ def choose_implementation(
         f"a head width of {head_dim}": head_dim % 8 != 0 or head_dim > 128,
         "a window to both sides": window and not causal,
         "segments": segments,
+        "a prefix": prefix,
+        "relative positions": relative,
         "soft cap": softcap,
         "dropout": dropout,
     }
@@ -259,6 +350,9 @@ def self_attention(
     causal: bool = True,
     window: int | None = None,
     segments: Array | None = None,
+    prefix: Array | None = None,
+    distance_bias: Array | None = None,
+    scale: bool = True,
     softcap: float = 0.0,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
@@ -273,6 +367,9 @@ def self_attention(
       causal: a query sees no later key.
       window: see `attention_mask`.
       segments: int32 `[B, T]`, or None for a stream without documents to separate.
+      prefix: int32 `[B, T]`, 1 = sees also the later tokens that have a 1; or None.
+      distance_bias: float32 `[N, 2 T - 1]`, added to the scores by the distance from query to key, from `1 - T` on.
+      scale: divide scores by the root of H.
       softcap: bound on the scores, 0 = none.
       dropout_rate: of the attention probabilities; needs `dropout_key`.
       dropout_key: a PRNG key, or None when not training.
@@ -280,135 +377,150 @@ def self_attention(
     Returns:
       `[B, T, N, H]` in the query's dtype.
     """
+    T = query.shape[1]
     dropout = dropout_rate > 0.0 and dropout_key is not None
+    ordered = causal and prefix is None  # what kernels mean by causal
     choice = choose_implementation(
         implementation,
         platform=jax.default_backend(),
         dtype=query.dtype,
-        length=query.shape[1],
+        length=T,
         head_dim=query.shape[-1],
-        causal=causal,
+        causal=ordered,
         window=window is not None,
         segments=segments is not None,
+        prefix=prefix is not None,
+        relative=distance_bias is not None,
         softcap=softcap > 0.0,
         dropout=dropout,
     )
+    if choice == "blocked" and ordered:
+        return blocked_attention(
+            query,
+            key,
+            value,
+            window=window,
+            segments=segments,
+            distance_bias=distance_bias,
+            scale=scale,
+            softcap=softcap,
+            dropout_rate=dropout_rate,
+            dropout_key=dropout_key,
+        )
+    bias = None if distance_bias is None else spread(distance_bias, T)
     if choice == "blocked":
-        if causal:
-            attend = functools.partial(blocked_attention, window=window, segments=segments)
-        else:
-            at = jnp.arange(query.shape[1])[None]
-            mask = attention_mask(at, at, causal=False, window=window, query_segments=segments, key_segments=segments)
-            attend = functools.partial(softmax_attention, mask=mask)
-        return attend(query, key, value, softcap=softcap, dropout_rate=dropout_rate, dropout_key=dropout_key)
-    mask = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
-    before = None if window is None else (window - 1, 0 if causal else window - 1)
+        mask = self_mask(T, causal=causal, window=window, segments=segments, prefix=prefix)
+        return softmax_attention(
+            query,
+            key,
+            value,
+            mask,
+            bias=bias,
+            scale=scale,
+            softcap=softcap,
+            dropout_rate=dropout_rate,
+            dropout_key=dropout_key,
+        )
+    if prefix is None:
+        mask = None if segments is None else segments[:, :, None] == segments[:, None, :]
+        before = None if window is None else (window - 1, 0 if causal else window - 1)
+    else:
+        mask, before = self_mask(T, causal=causal, window=window, segments=segments, prefix=prefix), None
     return jax.nn.dot_product_attention(
         query,
         key,
         value,
-        mask=mask,
-        is_causal=causal,
+        bias=bias,
+        mask=None if mask is None else mask[:, None],
+        scale=None if scale else 1.0,
+        is_causal=ordered,
         local_window_size=before,
         implementation="cudnn" if choice == "cudnn" else "xla",
     )
 
 
-class Attention(nn.Module):
-    """Query, key, value and output projections around `self_attention`, or around a cache while decoding."""
+def self_mask(
+    length: int, *, causal: bool, window: int | None, segments: Array | None, prefix: Array | None
+) -> Array | None:
+    """`attention_mask` of a row with itself."""
+    at = jnp.arange(length)[None]
+    return attention_mask(
+        at,
+        at,
+        causal=causal,
+        window=window,
+        query_segments=segments,
+        key_segments=segments,
+        query_prefix=prefix,
+        key_prefix=prefix,
+    )
 
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    use_bias: bool
-    qk_norm: bool
-    norm_epsilon: float
-    implementation: str
-    causal: bool
-    window: int | None
-    softcap: float
-    dropout_rate: float
-    kernel_init: Initializer
-    out_init: Initializer
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        segments: Array | None,
-        angles: tuple[Array, Array] | None,
-        cache: dict[str, Array] | None,
-        cache_at: Array | None,
-        deterministic: bool,
-    ) -> tuple[Array, dict[str, Array] | None]:
-        """Attends over `x` `[B, T, D]`, or over the cache once `x` is written into it.
+def cross_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    *,
+    implementation: str = "auto",
+    scale: bool = True,
+    softcap: float = 0.0,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+) -> Array:
+    """Attention to another sequence by the chosen implementation; 0 for a query that may see nothing of it.
 
-        Args:
-          x: `[B, T, D]`.
-          segments: int32 `[B, T]` or None.
-          angles: rotary cosines and sines, or None.
-          cache: `key` and `value`, `[B, K, S, H]` each, or None when not decoding.
-          cache_at: int32 `[B, T]`, the cache slot of each token; equal to its place in the sequence.
-          deterministic: no dropout.
+    Args:
+      query: `[B, T, N, H]`.
+      key: `[B, S, K, H]`, N a multiple of K.
+      value: `[B, S, K, H]`.
+      mask: bool `[B, T, S]` from `source_mask`, or None.
+      implementation: `auto`, `xla`, `cudnn` or `blocked`.
+      scale: divide scores by the root of H.
+      softcap: bound on the scores, 0 = none.
+      dropout_rate: of the attention probabilities; needs `dropout_key`.
+      dropout_key: a PRNG key, or None when not training.
 
-        Returns:
-          `[B, T, D]`, and the cache with the new keys and values.
-        """
-
-        def project(name: str, heads: int, axis: str) -> Dense:
-            features, axes = (heads, self.head_dim), ("embed", axis, "head_dim")
-            return Dense(features, axes, self.use_bias, self.kernel_init, self.dtype, self.param_dtype, name=name)
-
-        query, key, value = project_together(
-            x,
-            project("query", self.n_heads, "heads"),
-            project("key", self.n_kv_heads, "kv"),
-            project("value", self.n_kv_heads, "kv"),
+    Returns:
+      `[B, T, N, H]` in the query's dtype.
+    """
+    choice = choose_implementation(
+        implementation,
+        platform=jax.default_backend(),
+        dtype=query.dtype,
+        length=max(query.shape[1], key.shape[1], key=lambda length: length % 2),  # an odd one, if there is one
+        head_dim=query.shape[-1],
+        causal=False,
+        window=False,
+        segments=mask is not None,
+        prefix=False,
+        relative=False,
+        softcap=softcap > 0.0,
+        dropout=dropout_rate > 0.0 and dropout_key is not None,
+    )
+    if choice == "blocked":
+        out = softmax_attention(
+            query,
+            key,
+            value,
+            mask,
+            scale=scale,
+            softcap=softcap,
+            dropout_rate=dropout_rate,
+            dropout_key=dropout_key,
         )
-        if self.qk_norm:
-            norm = functools.partial(Norm, "rmsnorm", self.norm_epsilon, False, self.dtype, self.param_dtype)
-            query, key = norm(name="query_norm")(query), norm(name="key_norm")(key)
-        if angles is not None:
-            query, key = rotate(query, angles), rotate(key, angles)
-        query = constrain(query, "batch", "length", "activation_heads", None)
-        key = constrain(key, "batch", "length", "activation_kv", None)
-        value = constrain(value, "batch", "length", "activation_kv", None)
-
-        if cache is None:
-            dropout_key = None if deterministic or self.dropout_rate == 0.0 else self.make_rng("dropout")
-            out = self_attention(
-                query,
-                key,
-                value,
-                implementation=self.implementation,
-                causal=self.causal,
-                window=self.window,
-                segments=segments,
-                softcap=self.softcap,
-                dropout_rate=self.dropout_rate,
-                dropout_key=dropout_key,
-            )
-        else:
-            assert cache_at is not None
-            query, key, value = _heads_first(query, key, value)
-            at = (jnp.arange(x.shape[0])[:, None, None], jnp.arange(self.n_kv_heads)[:, None], cache_at[:, None])
-            cache = {
-                "key": cache["key"].at[at].set(key.astype(cache["key"].dtype)),
-                "value": cache["value"].at[at].set(value.astype(cache["value"].dtype)),
-            }
-            keys, values = cache["key"].astype(self.dtype), cache["value"].astype(self.dtype)
-            attend = functools.partial(cached_attention, window=self.window, softcap=self.softcap)
-            out = _heads_last(attend(query, keys, values, cache_at))
-        dense = Dense(
-            (x.shape[-1],),
-            ("heads", "head_dim", "embed"),
-            self.use_bias,
-            self.out_init,
-            self.dtype,
-            self.param_dtype,
-            n_in=2,
-            name="out",
+    else:
+        out = jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=None if mask is None else mask[:, None],
+            scale=None if scale else 1.0,
+            implementation="cudnn" if choice == "cudnn" else "xla",
         )
-        return dense(out), cache
+    return out if mask is None else only_where_seen(out, mask)
+
+
+def only_where_seen(out: Array, mask: Array) -> Array:
+    """`[B, T, N, H]` with 0 where a query may see no key: softmax over nothing is the mean of what is hidden."""
+    return jnp.where(jnp.any(mask, axis=-1)[:, :, None, None], out, 0)

@@ -1,4 +1,4 @@
-"""Projections, norms, embeddings, rotary positions and the feed-forward block.
+"""Projections, norms, embeddings, positions and the feed-forward block.
 
 Every matrix is a parameter named `kernel`, every table `embedding`, every norm `scale`, every offset `bias`, each in a
 submodule of its own: an added parameter then leaves the random keys, and so the initial values, of the others alone.
@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from lm.sharding import constrain, is_split
@@ -19,7 +20,7 @@ from lm.sharding import constrain, is_split
 Array = jax.Array
 Initializer = Callable[..., Any]
 
-GATED = {"swiglu": "silu", "geglu": "gelu"}
+GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -218,3 +219,53 @@ def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
     cos, sin = angles
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class RelativeBias(nn.Module):
+    """T5's relative positions (arXiv:1910.10683, section 2.1): what each head adds to a score, by distance."""
+
+    buckets: int
+    max_distance: int
+    n_heads: int
+    both_sides: bool
+    table_init: Initializer
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, reach: int) -> Array:
+        """Float32 `[N, 2 reach - 1]`: the bias of distances `1 - reach` to `reach - 1`, from query to key."""
+        init = partitioned(self.table_init, (None, "heads"))
+        table = self.param("embedding", init, (self.buckets, self.n_heads), self.param_dtype)
+        bucket = distance_buckets(np.arange(1 - reach, reach), self.buckets, self.max_distance, self.both_sides)
+        return jnp.take(table, bucket, axis=0).astype(jnp.float32).T
+
+
+def distance_buckets(distance: np.ndarray, buckets: int, max_distance: int, both_sides: bool) -> np.ndarray:
+    """The row of T5's table for each distance (key place minus query place), int32, same shape.
+
+    Half of the rows are for one distance each, the others for ranges that grow as the logarithm does, the last for
+    `max_distance` and all beyond. Where tokens see both sides, later keys have rows of their own.
+    """
+    away, first = (np.abs(distance), np.where(distance > 0, buckets // 2, 0)) if both_sides else (-distance, 0)
+    rows = buckets // 2 if both_sides else buckets
+    away = np.maximum(away, 0)
+    exact = rows // 2
+    # In float32, as the published models were trained: the edges of some ranges lie on what is rounded.
+    ratio = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+        math.log(max_distance / exact)
+    )
+    ranged = exact + (ratio * np.float32(rows - exact)).astype(np.int32)
+    return (first + np.where(away < exact, away, np.minimum(ranged, rows - 1))).astype(np.int32)
+
+
+def spread(by_distance: Array, rows: int) -> Array:
+    """Values of distances as a matrix of queries and keys: `[N, rows + columns - 1]` to `[1, N, rows, columns]`.
+
+    Entry `[t, s]` is that of distance `s - t`; the first is that of the last row to the first column. Made of copies
+    only, laid side by side so that each row starts one entry earlier: a lookup's gradient would be a slow scatter.
+    """
+    N, length = by_distance.shape
+    padded = jnp.pad(by_distance, ((0, 0), (0, 1)))
+    copies = jnp.broadcast_to(padded[:, None], (N, rows, length + 1)).reshape(N, -1)
+    shifted = copies[:, rows - 1 : rows - 1 + rows * length].reshape(1, N, rows, length)
+    return shifted[..., : length - rows + 1]

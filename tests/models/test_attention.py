@@ -178,6 +178,8 @@ PLAIN = {
     "causal": True,
     "window": False,
     "segments": False,
+    "prefix": False,
+    "relative": False,
     "softcap": False,
     "dropout": False,
 }
@@ -196,6 +198,9 @@ CHOICES = [
     ("auto", "gpu", {"head_dim": 20}, "xla"),
     ("auto", "gpu", {"length": 63}, "xla"),
     ("auto", "gpu", {"head_dim": 256}, "xla"),
+    ("auto", "gpu", {"prefix": True}, "xla"),
+    ("auto", "gpu", {"relative": True}, "xla"),
+    ("cudnn", "gpu", {"relative": True, "dropout": True}, "blocked"),
     ("auto", "cpu", {}, "blocked"),
     ("auto", "cpu", {"dtype": jnp.float32, "segments": True}, "blocked"),
     ("auto", "cpu", {"causal": False}, "xla"),
@@ -269,11 +274,11 @@ def test_queries_over_a_cache_may_be_cut(monkeypatch, T, window, softcap, block)
     query, key, value = inputs(S, N, K, B=B)
     at = np.stack([np.arange(T), 3 + np.arange(T)]).astype(np.int32)  # the second row has 3 tokens in the cache already
     asked = np.take_along_axis(query, at[:, :, None, None], axis=1)
-    q, k, v = attention._heads_first(jnp.asarray(asked), jnp.asarray(key), jnp.asarray(value))
+    q, k, v = attention.heads_first(jnp.asarray(asked), jnp.asarray(key), jnp.asarray(value))
 
     def attend():
         out = jax.jit(lambda: attention.cached_attention(q, k, v, at, window=window, softcap=softcap))()
-        return attention._heads_last(out)
+        return attention.heads_last(out)
 
     whole = attend()
     monkeypatch.setattr(attention, "CACHE_QUERIES", block)

@@ -11,6 +11,7 @@ import tiny
 
 from lm import tree
 from lm.errors import UserError
+from lm.models.blocks import Context
 from lm.models.layers import ACTIVATIONS, GATED
 from lm.models.transformer import ModelConfig, Transformer, flops_per_token
 from lm.tasks.causal_lm import CausalLM
@@ -43,13 +44,14 @@ VARIANTS = [
     {"activation": "tanh", "positions": "rope", "norm": "rmsnorm", "attention_softcap": 5.0, "logit_softcap": 3.0},
     {"activation": "swiglu", "positions": "sinusoidal", "norm": "layernorm", "window": 3, "tie_embeddings": False},
     {"activation": "geglu", "positions": "none", "norm": "layernorm", "norm_place": "post", "head_dim": 6},
+    {"activation": "geglu_tanh", "positions": "relative", "norm": "rmsnorm", "scale_attention": False, "n_kv_heads": 2},
     {"activation": "swiglu", "positions": "rope", "norm_place": "post", "qk_norm": True, "window": 4, "head_dim": 12},
 ]
 
 
 def test_the_variants_hold_every_kind():
     assert {v["activation"] for v in VARIANTS} == set(ACTIVATIONS) | set(GATED)
-    assert {v["positions"] for v in VARIANTS} == {"learned", "sinusoidal", "rope", "none"}
+    assert {v["positions"] for v in VARIANTS} == {"learned", "sinusoidal", "rope", "relative", "none"}
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda v: f"{v['activation']}-{v['positions']}")
@@ -268,7 +270,7 @@ def test_layers_do_not_share_their_dropout():
     def run(key):
         # Before the last norm: the number of layers that kept each feature, times 2.
         bound = model.bind(variables, rngs={"dropout": key})
-        return bound.layers(bound.embed(ids), None, None, None, None, False)[0]
+        return bound.layers(bound.embed(ids), None, Context(), False)[0]
 
     kept = np.asarray(jax.jit(run)(jax.random.key(0))) / 2
     shares = [np.mean(kept == n) for n in (0, 1, 2)]
@@ -322,7 +324,7 @@ REFUSED = [
     ({"norm_epsilon": -1e-5}, "model.norm_epsilon is -1e-05"),
     ({"init_std": -0.1}, "model.init_std is -0.1"),
     ({"rope_theta": 0.0}, "model.rope_theta is 0.0"),
-    ({"positions": "rotary"}, "model.positions is 'rotary'.*learned, sinusoidal, rope, none"),
+    ({"positions": "rotary"}, "model.positions is 'rotary'.*learned, sinusoidal, rope, relative, none"),
     ({"norm": "layer"}, "model.norm is 'layer'"),
     ({"norm_place": "both"}, "model.norm_place is 'both'"),
     ({"activation": "mish"}, "model.activation is 'mish'"),
