@@ -9,15 +9,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from lm.text.scripts import HAN, KANA, SOUTHEAST_ASIAN
+
 ORDERS = (1, 2, 3)
 """The n of the n-grams that are counted."""
 
 _SAMPLE_CHARACTERS = 1 << 20  # n-grams are counted over so much text of a shard, from its start
 _DOCUMENT_CHARACTERS = 1 << 16  # and over so much of one document
 _KEPT = 5_000  # n-grams a shard hands on, of each order
-_TOKEN = re.compile(
-    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
-)
+_UNSPACED = SOUTHEAST_ASIAN + KANA + HAN
+_ALONE = re.compile(f"[々〇{_UNSPACED}]")
+_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 
 
 @dataclass
@@ -81,6 +83,5 @@ def _joined(gram: str | tuple[str, ...]) -> str:
         return gram
     text = gram[0]
     for left, right in itertools.pairwise(gram):
-        wide = len(left) == len(right) == 1 and ord(left) > 0x2FFF and ord(right) > 0x2FFF
-        text += right if wide else f" {right}"
+        text += right if _ALONE.fullmatch(left) and _ALONE.fullmatch(right) else f" {right}"
     return text

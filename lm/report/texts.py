@@ -8,6 +8,7 @@ import unicodedata
 from typing import Literal
 
 from lm.report.page import Html, element, join
+from lm.text.scripts import HAN, KANA, SOUTHEAST_ASIAN
 
 Unit = Literal["character", "word", "mask"]
 
@@ -17,7 +18,7 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories without a glyph of their 
 _DRAWN = re.compile("[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd]")  # but these of Cf have one
 _SPACES = {" ": "·", "\t": "⇥", "\n": "↵\n"}
 # A run of letters and digits, or one character: of scripts without spaces between words, and whatever else there is.
-_UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED = SOUTHEAST_ASIAN + KANA + HAN
 _PIECES: dict[Unit, re.Pattern[str]] = {
     "character": re.compile(".", re.DOTALL),
     "word": re.compile(f"[^\\W_{_UNSPACED}]+|.", re.DOTALL),

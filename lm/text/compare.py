@@ -9,17 +9,14 @@ from dataclasses import dataclass
 
 from lm.errors import check
 from lm.text.base import Tokenizer, utf8
+from lm.text.scripts import HAN, HANGUL, KANA
 
 LONGEST = 5
 _ROUNDS, _ENOUGH_SECONDS = 3, 5.0
 _WARM_UP = 1000  # characters; jieba reads its dictionary then
 _BATCH = 1 << 20  # characters encoded together
 # Han, Hiragana, Katakana and Hangul: each character counts as a word, as no space separates words there.
-_WORD = re.compile(
-    r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u3040-\u30ff\uac00-\ud7af]"
-    r"|(?:(?![\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u3040-\u30ff\uac00-\ud7af])\w)+"
-    r"(?:['’]\w+)?"
-)
+_WORD = re.compile(rf"[{HAN}{KANA}{HANGUL}]|[^\W{HAN}{KANA}{HANGUL}]+(?:['’]\w+)?")
 
 
 @dataclass(frozen=True)

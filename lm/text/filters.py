@@ -17,6 +17,7 @@ import numpy as np
 
 from lm.errors import UserError, check
 from lm.text.language import identify
+from lm.text.scripts import HAN, KANA, SOUTHEAST_ASIAN
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,7 @@ class Dropped:
 FilterRule = Callable[[str], str | Dropped]
 
 # Scripts without spaces between words: Thai to Khmer, kana, Han.
-SPACELESS = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-)
+SPACELESS = SOUTHEAST_ASIAN + KANA + HAN
 _UNIT = re.compile(rf"[{SPACELESS}]|[^\W{SPACELESS}]+")
 _STRIDE = np.uint64(0x9E3779B97F4A7C15)
 

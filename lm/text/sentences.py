@@ -12,13 +12,14 @@ import itertools
 import re
 import unicodedata
 
+from lm.text.scripts import HAN, KANA
 from lm.text.segment import JiebaSegmenter
 
 Sentence = tuple[str, str]
 """What it says; its full stop and the white space behind it."""
 
 _LONGEST = 4096  # characters; text without a full stop is cut, so that memory stays bounded
-_UNSPACED = "々〇\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED = f"々〇{KANA}{HAN}"
 _IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _CLOSING = "\"')\\]”’」』）】》"
 # Every branch begins where a run begins and never backs up, so that a megabyte of dots takes linear time.
