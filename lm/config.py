@@ -23,6 +23,7 @@ from lm.optim import OptimConfig
 from lm.sharding import MeshConfig
 from lm.tasks import AnyTask
 from lm.tasks.causal_lm import CausalLM
+from lm.tasks.distillation import DistillConfig
 from lm.text.augment import AugmentConfig
 from lm.text.clean import CleanConfig
 from lm.text.dedup import DedupConfig
@@ -50,6 +51,8 @@ class Experiment:
     """How text becomes ids."""
     task: AnyTask = field(default_factory=CausalLM)
     """The objective; a config file chooses it, the command line its settings."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """A teacher to learn from besides the data."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and learning-rate schedule."""
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -38,6 +38,8 @@ class Feed:
     """Tokens in a row."""
     source_len: int = 0
     """Source tokens in a row, where there is an encoder."""
+    enrich: Callable[[dict[str, Array]], dict[str, Array]] = lambda batch: batch
+    """Adds to a training batch on devices what another model says of it."""
     validation: Callable[[], Iterable[Batch]] | None = None
     """The validation batches, or None when there is no such split."""
     validation_batches: int = 0
@@ -258,7 +260,7 @@ class _Loop:
         waiting: tuple[int, dict[str, Array]] | None = None
         while step < self.total and not self.out_of_patience():
             batch = to_devices(clock.wait_for(batches), self.program.mesh)
-            state, report = self.program.train_step(state, batch)
+            state, report = self.program.train_step(state, self.feed.enrich(batch))
             step += 1
             # The report of the step before: reading this one now would make the device wait for the host.
             self.read(waiting, clock)

@@ -52,6 +52,29 @@ def cross_entropy(
     return jnp.sum(objective * weights), jax.lax.stop_gradient(sums)
 
 
+def divergence(
+    logits: Array, teacher: Array, weights: Array, *, temperature: float = 1.0, ids: Array | None = None
+) -> Array:
+    """Weighted sum of the Kullback-Leibler divergence of a student from its teacher, both softened (arXiv:1503.02531).
+
+    Args:
+      logits: the student's, float32 `[..., V]`.
+      teacher: the teacher's, float32 `[..., V]`, or with `ids` `[..., K]`.
+      weights: float32 `[...]`, 0 = not counted.
+      temperature: divides both logits.
+      ids: int32 `[..., K]`, which logits `teacher` holds; its probabilities then sum to 1 over these alone, and the
+        student's over all.
+
+    Returns:
+      A float32 scalar, in nats.
+    """
+    student = jax.nn.log_softmax(logits / temperature, axis=-1)
+    if ids is not None:
+        student = jnp.take_along_axis(student, ids, axis=-1)
+    wanted = jax.nn.log_softmax(jax.lax.stop_gradient(teacher) / temperature, axis=-1)
+    return jnp.sum(jnp.sum(jnp.exp(wanted) * (wanted - student), axis=-1) * weights)
+
+
 # What a head adds to a loss: (head parameters, hidden, targets, weights) -> (objective sum, sums to report).
 HeadLoss = Callable[[Any, Array, Array, Array], tuple[Array, Sums]]
 

@@ -32,6 +32,8 @@ from lm.models.transformer import Transformer
 from lm.optim import make_optimizer, make_schedule
 from lm.records import RunDirectory, differences, environment
 from lm.sharding import MeshConfig, check_batch, make_mesh
+from lm.tasks import Task
+from lm.tasks.distillation import Distilled, check_teacher, make_teacher
 from lm.text.tokenizer import Tokenizer, check_tokenizer_config, is_trained, load_tokenizer, train_tokenizer
 from lm.train import Program, abstract_params, make_program
 
@@ -124,6 +126,8 @@ def check_experiment(experiment: Experiment) -> Mesh:
         f"sources have {source_len} tokens, more than model.max_len {model.max_len}; raise it, or make them shorter",
     )
     labels: Sequence[str] = data.labels
+    if experiment.distill.teacher is not None:
+        RunDirectory.open(Path(experiment.distill.teacher))
     if data.mixture.datasets:
         for name, default, value in configs.changed(Experiment(), experiment):
             check(
@@ -167,6 +171,7 @@ def start(
     """
     mesh = check_experiment(experiment)
     RunDirectory.check_new(path)
+    experiment = _with_settled_teacher(experiment)
     with _prepared(experiment, progress) as dataset:
         model = experiment.model.with_vocabulary(dataset.tokenizer.vocab_size)
         model = experiment.task.settle(model, dataset.labels)
@@ -353,7 +358,7 @@ class _Parts:
     @classmethod
     def build(cls, experiment: Experiment, dataset: AnyDataset, mesh: Mesh) -> "_Parts":
         data, train = experiment.data, experiment.train
-        task = experiment.task
+        task: Task = experiment.task
         make = _maker(experiment, dataset)
         store = dataset.store("train")
         seq_len, source_len = task.lengths(data)
@@ -362,6 +367,10 @@ class _Parts:
             steps_per_epoch=loader.steps_per_epoch(store, data, make=make, batch_size=train.batch_size),
         )
         model = Transformer(experiment.model)
+        enrich = None
+        if experiment.distill.teacher is not None:
+            enrich = _teacher(experiment, dataset, mesh)
+            task = Distilled(task, experiment.distill)
         schedule = make_schedule(experiment.optim, total)
         tx = make_optimizer(experiment.optim, schedule, abstract_params(model, mesh)[0])
         program = make_program(model, task, tx, schedule, train, mesh)
@@ -381,6 +390,8 @@ class _Parts:
             seq_len=seq_len,
             source_len=source_len if experiment.model.encoder_layers else 0,
         )
+        if enrich is not None:
+            feed = dataclasses.replace(feed, enrich=enrich)
         if "validation" in dataset.splits:
             batches, n_batches = split_batches(dataset, experiment, "validation", train.batch_size, train.eval_batches)
             feed = dataclasses.replace(
@@ -392,6 +403,30 @@ class _Parts:
         else:
             check(train.patience is None, "train.patience needs a validation split; set data.validation_fraction")
         return cls(experiment, dataset, model, program, feed, total)
+
+
+def _with_settled_teacher(experiment: Experiment) -> Experiment:
+    """The step of the teacher's checkpoint instead of its name: another may be the best when the run is resumed."""
+    config = experiment.distill
+    if config.teacher is None:
+        return experiment
+    run = RunDirectory.open(Path(config.teacher))
+    with contextlib.closing(Checkpoints.read_only(run.checkpoints)) as checkpoints:
+        step = _choose_checkpoint(run, checkpoints, config.checkpoint)
+    return dataclasses.replace(experiment, distill=dataclasses.replace(config, checkpoint=str(step)))
+
+
+def _teacher(experiment: Experiment, dataset: AnyDataset, mesh: Mesh) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What adds the teacher's scores to a batch."""
+    config = experiment.distill
+    teacher = load(Path(config.teacher or ""), mesh, config.checkpoint)
+    check_teacher(config, experiment.model, teacher.experiment.model, (experiment.task, teacher.experiment.task))
+    check(
+        teacher.tokenizer.fingerprint() == dataset.tokenizer.fingerprint(),
+        f"the teacher {config.teacher} has the tokenizer {teacher.tokenizer.fingerprint()} and the dataset"
+        f" {dataset.tokenizer.fingerprint()}; set tokenizer.kind file:{config.teacher}/tokenizer",
+    )
+    return make_teacher(experiment.task, teacher.model, teacher.params, config, mesh)
 
 
 def _maker(experiment: Experiment, dataset: AnyDataset) -> loader.Maker:

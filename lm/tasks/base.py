@@ -64,6 +64,11 @@ class Task(Protocol):
           that `summarise` knows; while evaluating also those of each row, `[B]`, under the name `rows`.
         """
 
+    def loss_from(
+        self, model: Transformer, params: Any, hidden: Array, batch: Batch, dropout_key: Array | None
+    ) -> tuple[Array, Sums]:
+        """`loss`, from `hidden_of`."""
+
     def scores(self, model: Transformer, params: Any, hidden: Array, batch: Batch) -> tuple[Array, Array]:
         """What a student learns from a teacher: logits float32 `[..., C]`, and the weight of each row of them."""
 
@@ -118,22 +123,8 @@ def reported(sums: Sums, weight: Array, by_row: bool) -> Sums:
     return {name: value.sum() for name, value in rows.items()} | {"rows": rows}
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenTask:
-    """A loss on tokens: cross-entropy of `targets` where `weights` say so. Subclasses say which examples."""
-
-    label_smoothing: float = 0.0
-    """Share of the target's probability spread over the vocabulary."""
-    z_loss: float = 0.0
-    """Factor of the squared log-partition added to the loss; PaLM uses 1e-4."""
-    loss_chunk: int = 0
-    """Tokens of each row per piece of the loss, so that float32 logits of a whole batch never exist; 0 = off."""
-
-    def __post_init__(self) -> None:
-        """Checks ranges."""
-        check(0 <= self.label_smoothing < 1, f"task.label_smoothing is {self.label_smoothing}; it is in [0, 1)")
-        check(self.z_loss >= 0, f"task.z_loss is {self.z_loss}; it must be 0 or more")
-        check(self.loss_chunk >= 0, f"task.loss_chunk is {self.loss_chunk}; it must be 0 (off) or more")
+class BaseTask:
+    """The part of a `Task` that is the same for most."""
 
     @property
     def spells_text(self) -> bool:
@@ -155,13 +146,37 @@ class TokenTask:
 
     def loss(self, model: Transformer, params: Any, batch: Batch, dropout_key: Array | None) -> tuple[Array, Sums]:
         """See `Task`."""
-        hidden = hidden_of(model, params, batch, dropout_key)
-        return self.token_loss(model, params, hidden, batch, by_row=dropout_key is None)
+        return self.loss_from(model, params, hidden_of(model, params, batch, dropout_key), batch, dropout_key)
 
-    def token_loss(
-        self, model: Transformer, params: Any, hidden: Array, batch: Batch, *, by_row: bool
+    def loss_from(
+        self, model: Transformer, params: Any, hidden: Array, batch: Batch, dropout_key: Array | None
     ) -> tuple[Array, Sums]:
-        """The part of `loss` that is about tokens, from `hidden_of`."""
+        """See `Task`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTask(BaseTask):
+    """A loss on tokens: cross-entropy of `targets` where `weights` say so. Subclasses say which examples."""
+
+    label_smoothing: float = 0.0
+    """Share of the target's probability spread over the vocabulary."""
+    z_loss: float = 0.0
+    """Factor of the squared log-partition added to the loss; PaLM uses 1e-4."""
+    loss_chunk: int = 0
+    """Tokens of each row per piece of the loss, so that float32 logits of a whole batch never exist; 0 = off."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        check(0 <= self.label_smoothing < 1, f"task.label_smoothing is {self.label_smoothing}; it is in [0, 1)")
+        check(self.z_loss >= 0, f"task.z_loss is {self.z_loss}; it must be 0 or more")
+        check(self.loss_chunk >= 0, f"task.loss_chunk is {self.loss_chunk}; it must be 0 (off) or more")
+
+    def loss_from(
+        self, model: Transformer, params: Any, hidden: Array, batch: Batch, dropout_key: Array | None
+    ) -> tuple[Array, Sums]:
+        """See `Task`."""
+        by_row = dropout_key is None
 
         def head_loss(head: Any, hidden: Array, targets: Array, weights: Array) -> tuple[Array, Sums]:
             logits: Any = model.apply({"params": head}, hidden, method="logits")

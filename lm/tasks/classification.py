@@ -19,14 +19,14 @@ from lm.data.parts import has_parts
 from lm.data.store import TokenStore
 from lm.errors import check
 from lm.models.transformer import ModelConfig, Transformer
-from lm.tasks.base import Batch, Sums, classified, hidden_of, reported
+from lm.tasks.base import BaseTask, Batch, Sums, classified, reported
 from lm.text.tokenizer import Tokenizer
 
 Array = jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification:
+class Classification(BaseTask):
     """The class of a document (`data.label_field`); with `data.fields` it is a pair of texts."""
 
     kind: Literal["classification"] = "classification"
@@ -37,11 +37,6 @@ class Classification:
     def __post_init__(self) -> None:
         """Checks ranges."""
         check(0 <= self.label_smoothing < 1, f"task.label_smoothing is {self.label_smoothing}; it is in [0, 1)")
-
-    @property
-    def spells_text(self) -> bool:
-        """See `Task`."""
-        return False
 
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         """See `Task`."""
@@ -73,10 +68,6 @@ class Classification:
         )
         return dataclasses.replace(model, n_classes=len(labels))
 
-    def lengths(self, data: DataConfig) -> tuple[int, int]:
-        """See `Task`."""
-        return data.seq_len, 0
-
     def maker(self, model: ModelConfig, tokenizer: Tokenizer, labels: Sequence[str]) -> Maker:
         """See `Task`."""
         check(labels, "the dataset has no classes; prepare it with data.label_field")
@@ -95,14 +86,11 @@ class Classification:
 
         return make
 
-    def balance(self, batch: Batch) -> Batch:
-        """See `Task`."""
-        return batch
-
-    def loss(self, model: Transformer, params: Any, batch: Batch, dropout_key: Array | None) -> tuple[Array, Sums]:
+    def loss_from(
+        self, model: Transformer, params: Any, hidden: Array, batch: Batch, dropout_key: Array | None
+    ) -> tuple[Array, Sums]:
         """See `Task`; while evaluating also `confusion`, float32 `[C, C]`, labels down."""
         by_row = dropout_key is None
-        hidden = hidden_of(model, params, batch, dropout_key)
         logits = classified(model, params, hidden, batch, dropout_key)
         labels, weights = batch["labels"], batch["label_weights"]
         smoothing = self.label_smoothing

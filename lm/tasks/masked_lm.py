@@ -19,7 +19,7 @@ from lm.data.packing import Examples
 from lm.data.store import TokenStore
 from lm.errors import check
 from lm.models.transformer import ModelConfig, Transformer
-from lm.tasks.base import Batch, Sums, TokenTask, check_mask, classified, hidden_of
+from lm.tasks.base import Batch, Sums, TokenTask, check_mask, classified
 from lm.text.tokenizer import Tokenizer
 
 Array = jax.Array
@@ -111,11 +111,11 @@ class BertPretraining(TokenTask):
         tokens, rows = batch["weights"].sum(), batch["label_weights"].sum()
         return batch | {"label_weights": batch["label_weights"] * (tokens / jnp.maximum(rows, 1.0))}
 
-    def loss(self, model: Transformer, params: Any, batch: Batch, dropout_key: Array | None) -> tuple[Array, Sums]:
+    def loss_from(
+        self, model: Transformer, params: Any, hidden: Array, batch: Batch, dropout_key: Array | None
+    ) -> tuple[Array, Sums]:
         """See `Task`; sums of the second loss are named `next_…`."""
-        by_row = dropout_key is None
-        hidden = hidden_of(model, params, batch, dropout_key)
-        objective, sums = self.token_loss(model, params, hidden, batch, by_row=by_row)
+        objective, sums = super().loss_from(model, params, hidden, batch, dropout_key)
         scores = classified(model, params, hidden, batch, dropout_key)
         weights = batch["label_weights"]
         following, of_rows = losses.cross_entropy(scores, batch["labels"], weights)
