@@ -5,6 +5,7 @@ Their values are traced, so that another temperature compiles nothing; which of 
 that are off cost nothing. Letters: `B` batch, `V` vocabulary.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,10 @@ from lm.errors import check
 
 Array = jax.Array
 Adjustments = dict[str, Any]  # name -> NumPy scalar (traced: Array), for those that act
+
+
+# What beam search, which compares whole texts by the model's own probabilities, has no use for.
+_ONLY_DRAWN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,14 @@ class SamplingConfig:
     """The same seed and prompt give the same text, whatever else is in the batch; repeats of a prompt differ."""
     ignore_eos: bool = False
     """Treat the end-of-document token as any other and go on."""
+    no_repeat_ngram: int = 0
+    """No sequence of so many tokens comes twice in a prompt and what follows it; 0 = off."""
+    beams: int = 1
+    """Search for the likeliest text with so many alternatives kept at each token, and draw nothing; 1 = draw."""
+    length_penalty: float = 0.6
+    """Of beam search: texts compare by log-probability / ((5 + tokens) / 6)**this; 0 = by log-probability."""
+    n_best: int = 1
+    """Of beam search: how many texts to give for each prompt, the best first."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -58,6 +71,28 @@ class SamplingConfig:
         )
         check(all(self.stop), "stop has an empty string, which every text contains; leave it out")
         check(0 <= self.seed < 2**32, f"seed is {self.seed}; it must be between 0 and {2**32 - 1}")
+        check(self.no_repeat_ngram >= 0, f"no_repeat_ngram is {self.no_repeat_ngram}; it must be 0 (off) or more")
+        check(self.beams >= 1, f"beams is {self.beams}; it must be at least 1 (no beam search)")
+        check(
+            0 <= self.length_penalty < math.inf, f"length_penalty is {self.length_penalty}; it must be 0 (off) or more"
+        )
+        check(
+            1 <= self.n_best <= self.beams,
+            f"n_best is {self.n_best} and beams {self.beams}; a search gives from 1 to as many texts as it has beams",
+        )
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in _ONLY_DRAWN if self.beams > 1 else ():
+            value = getattr(self, name)
+            check(
+                value == defaults[name] or (name == "temperature" and value == 0),
+                f"{name} is {value}, but a beam search draws nothing and goes by the model's own probabilities;"
+                " leave it out, or set beams to 1",
+            )
+        check(
+            self.beams > 1 or self.length_penalty == defaults["length_penalty"],
+            f"length_penalty is {self.length_penalty}, but only a beam search reads it; leave it out, or set beams"
+            " to 2 or more",
+        )
 
     def adjustments(self) -> Adjustments:
         """The adjustments that act. Greedy keeps only the penalty: no other changes which token is the likeliest."""
@@ -79,6 +114,31 @@ class SamplingConfig:
 def mask_padding(logits: Array, vocab_size: int) -> Array:
     """Excludes ids that no tokenizer knows, `vocab_size` and up; float32 `[B, V]`."""
     return jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)
+
+
+def ban_repeats(logits: Array, history: Array, at: Array, size: int, eos: Array) -> Array:
+    """Excludes tokens that would complete a sequence of `size` tokens that the row already holds.
+
+    The end-of-document token may always come; where there is none and nothing would be left, nothing is excluded.
+
+    Args:
+      logits: float32 `[B, V]`, of the next token.
+      history: int32 `[B, M]`, the tokens of each row.
+      at: int32 `[B]`, the place of the last one; what lies behind it is not read.
+      size: at least 1.
+      eos: int32, the end-of-document token; -1 = there is none.
+    """
+    B, M = history.shape
+    if size > M:
+        return logits
+    starts = jnp.arange(M - size + 1)
+    repeats = starts + size - 1 <= at[:, None]
+    for j in range(size - 1):
+        tail = jnp.take_along_axis(history, jnp.maximum(at - size + 2 + j, 0)[:, None], axis=1)
+        repeats &= history[:, j : j + len(starts)] == tail
+    banned = jnp.zeros(logits.shape, bool).at[jnp.arange(B)[:, None], history[:, size - 1 :]].max(repeats)
+    left = jnp.where(banned & (jnp.arange(logits.shape[-1]) != eos), -jnp.inf, logits)
+    return jnp.where(jnp.isneginf(left).all(axis=-1, keepdims=True), logits, left)
 
 
 def penalise_repetition(logits: Array, seen: Array, penalty: Array | float) -> Array:

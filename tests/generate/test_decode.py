@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from lm.errors import UserError
 from lm.generate import Generator, SamplingConfig, decode
+from lm.generate import generator as generators
 from lm.generate.sampling import draw
 from lm.models.transformer import ModelConfig, Transformer, init_cache
 from lm.text.tokenizer import ByteTokenizer
@@ -129,7 +130,7 @@ def test_a_sample_does_not_depend_on_the_batch_the_chunks_or_the_length(monkeypa
     shorter = dataclasses.replace(sampling, max_new_tokens=5)
     assert [made.ids for made in generator().generate(PROMPTS, shorter)] == [ids[:5] for ids in together]
 
-    monkeypatch.setattr(decode, "CHUNK", 7)
+    monkeypatch.setattr(generators, "CHUNK", 7)
     assert [made.ids for made in generator().generate(PROMPTS, sampling)] == together
 
 
@@ -224,13 +225,13 @@ def test_streams_what_it_returns():
 
 def test_text_waits_for_whole_characters_and_possible_stops():
     tokenizer = ByteTokenizer()
-    row = decode._Row(tokenizer.encode("价"), ("##",), tokenizer.decode)
+    row = generators._Row([], tokenizer.encode("价"), ("##",), tokenizer.decode)
     said = [row.take([byte], [0.0], eos=256, limit=100)[1] for byte in "é中#a##".encode()]
     assert said == ["", "é", "", "", "中", "", "#a", "", ""]
     assert row.finished == "stop"
     assert row.generation().text == "é中#a"
 
-    row = decode._Row([65], (), tokenizer.decode)
+    row = generators._Row([65], [65], (), tokenizer.decode)
     row.take([0xE4, 0xB8], [0.0, 0.0], eos=256, limit=3)  # ends inside a character: shown as what it is
     assert row.generation().text == "\ufffd"
 
