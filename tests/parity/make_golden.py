@@ -1,4 +1,4 @@
-"""Writes `golden/gpt2.npz`, what torch computes, for where torch is absent: `python tests/parity/make_golden.py`."""
+"""Writes `golden/`, what torch computes, for where torch is absent: `python tests/parity/make_golden.py`."""
 
 from pathlib import Path
 
@@ -7,19 +7,33 @@ import torch
 import torch_models
 from hugging_face import batch, draw, gpt2_shapes
 
-GOLDEN = Path(__file__).parent / "golden" / "gpt2.npz"
+GOLDEN = Path(__file__).parent / "golden"
 
 
-def main() -> None:
+def gpt2() -> None:
     """Logits of the first batch (float32), the losses of the run, and a sum that tells whether weights are the same."""
-    torch.use_deterministic_algorithms(True)
     weights = draw(gpt2_shapes())
     model = torch_models.gpt2(weights)
     logits = torch_models.logits(model, batch(0)[:, :-1])
     checksum = sum(float(np.abs(w).astype(np.float64).sum()) for w in weights.values())
     losses = np.array(torch_models.train(model))
-    np.savez_compressed(GOLDEN, logits=logits, losses=losses, checksum=checksum)
-    print(f"{GOLDEN.name}: {GOLDEN.stat().st_size} bytes, losses {losses[0]:.4f} to {losses[-1]:.4f}")
+    np.savez_compressed(GOLDEN / "gpt2.npz", logits=logits, losses=losses, checksum=checksum)
+    print(f"gpt2.npz: losses {losses[0]:.4f} to {losses[-1]:.4f}")
+
+
+def families() -> None:
+    """BERT's logits of words and pairs with their loss, and T5's logits."""
+    bert = torch_models.bert_outputs(torch_models.bert())
+    t5 = torch_models.t5_logits(torch_models.t5())
+    np.savez_compressed(GOLDEN / "families.npz", t5=t5, **{f"bert_{name}": value for name, value in bert.items()})
+    print(f"families.npz: BERT's loss {bert['loss']:.4f}")
+
+
+def main() -> None:
+    """Both files."""
+    torch.use_deterministic_algorithms(True)
+    gpt2()
+    families()
 
 
 if __name__ == "__main__":
