@@ -43,7 +43,7 @@ class PrepareArguments:
     """Options of `lm prepare`: those sections of an experiment that shape a dataset."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    """The text and how it is read."""
+    """The text. How training reads it (seq_len, packing, stride, workers, mixture and the like) shapes no dataset."""
     clean: CleanConfig = field(default_factory=CleanConfig)
     """The rules every document goes through before anything else."""
     dedup: DedupConfig = field(default_factory=DedupConfig)

@@ -92,13 +92,14 @@ class MaxMatch(Segmenter):
         """Indexes the list. `direction`: forward, backward or bidirectional."""
         self._words = frozenset(words)
         self._direction = direction
-        extra = {c for word in self._words if len(word) > 1 for c in word if not re.match(r"[\w\s]", c)}
+        characters = set("".join(word for word in self._words if len(word) > 1))
+        extra = {c for c in characters if not re.match(r"[\w\s]", c)}
         block = r"\w" + "".join(map(re.escape, sorted(extra)))
         self._blocks = re.compile(rf"[{block}]+|[^{block}]")
         self._break = re.compile(rf"[^{block}]")
         # The lengths of the words that begin (end) with two characters, longest first: most places have no entry.
-        self._beginning = _lengths(self._words, lambda word: word[:2]) if direction != "backward" else {}
-        self._ending = _lengths(self._words, lambda word: word[-2:]) if direction != "forward" else {}
+        self._beginning = _lengths(self._words, slice(2)) if direction != "backward" else {}
+        self._ending = _lengths(self._words, slice(-2, None)) if direction != "forward" else {}
 
     def words(self, text: str) -> list[str]:
         """See `Segmenter`."""
@@ -218,7 +219,7 @@ def read_word_list(path: Path | None) -> list[str]:
       UserError: it cannot be read, is not UTF-8, or holds no word.
     """
     if path is None:
-        return sorted(word for word, count in _jieba_dictionary()[0].items() if count)
+        return _jieba_words()
     return sorted({fields[0] for fields in _fields(path, "tokenizer.word_list")})
 
 
@@ -252,12 +253,15 @@ def _spans(words: list[str]) -> set[tuple[int, int]]:
     return {(end - len(word), end) for word, end in zip(words, ends) if any(c.isalnum() for c in word)}
 
 
-def _lengths(words: Iterable[str], key: Callable[[str], str]) -> dict[str, tuple[int, ...]]:
-    found: dict[str, set[int]] = {}
+def _lengths(words: Iterable[str], key: slice) -> dict[str, tuple[int, ...]]:
+    """The lengths, longest first, of the words of two characters or more that share a beginning or end."""
+    found: dict[str, int] = {}  # a bit a length: a set each, of hundreds of thousands, takes seconds
     for word in words:
         if len(word) > 1:
-            found.setdefault(key(word), set()).add(len(word))
-    return {pair: tuple(sorted(lengths, reverse=True)) for pair, lengths in found.items()}
+            pair = word[key]
+            found[pair] = found.get(pair, 0) | 1 << len(word)
+    lengths = {bits: tuple(n for n in range(bits.bit_length() - 1, 1, -1) if bits >> n & 1) for bits in found.values()}
+    return {pair: lengths[bits] for pair, bits in found.items()}
 
 
 def _singles(words: list[str]) -> int:
@@ -284,9 +288,19 @@ def _jieba_dictionary() -> tuple[Mapping[str, int], int]:
     Read from its text, not by `jieba.initialize`: that logs, and keeps a cache in the folder for temporary files,
     where anyone can put another.
     """
+    with _jieba_dictionary_file().open("rb") as file:
+        return _jieba().Tokenizer.gen_pfdict(file)
+
+
+def _jieba_words() -> list[str]:
+    """The words of jieba's dictionary, sorted; without their beginnings, which take most of the time to make."""
+    lines = _jieba_dictionary_file().read_text(encoding="utf-8").splitlines()
+    return sorted({word for word, count, *_ in (line.split(" ") for line in lines) if count != "0"})
+
+
+def _jieba_dictionary_file() -> Path:
     jieba = _jieba()
-    with (Path(jieba.__file__).parent / jieba.DEFAULT_DICT_NAME).open("rb") as file:
-        return jieba.Tokenizer.gen_pfdict(file)
+    return Path(jieba.__file__).parent / jieba.DEFAULT_DICT_NAME
 
 
 def _jieba_cut(user_words: Mapping[str, int | None]) -> Callable[..., Iterator[str]]:

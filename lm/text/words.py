@@ -43,19 +43,20 @@ class SegmentedTokenizer(Tokenizer):
 
     unk_id = 0
 
-    def __init__(self, definition: str, *, origin: str):
+    def __init__(self, definition: str, *, origin: str, segmenter: Segmenter | None = None):
         """Reads a tokenizer.
 
         Args:
           definition: the content of `words.json`: segmenter, words and special tokens; `save` writes it back unchanged.
           origin: where it came from, for error messages.
+          segmenter: the one that `definition` describes, if it is made already: a large one takes seconds.
 
         Raises:
           UserError: if it is none, or its segmenter is not installed as it was.
         """
         try:
             parts = json.loads(definition)
-            self.segmenter: Segmenter = make_segmenter(parts["segmenter"])
+            self.segmenter: Segmenter = segmenter or make_segmenter(parts["segmenter"])
             self._words: list[str] = [UNKNOWN, *parts["words"]]
             special: list[str] = parts["special_tokens"]
             self._ids = {word: i for i, word in enumerate(self._words)}
@@ -132,7 +133,8 @@ def train_segmented(config: TokenizerConfig, texts: Iterable[str]) -> SegmentedT
         f"no word of the training text occurs {config.min_count} times (tokenizer.min_count); lower it or add text",
     )
     parts = {"segmenter": segmenter.settings(), "words": words, "special_tokens": special}
-    return SegmentedTokenizer(json.dumps(parts, ensure_ascii=False) + "\n", origin="the trained tokenizer")
+    definition = json.dumps(parts, ensure_ascii=False) + "\n"
+    return SegmentedTokenizer(definition, origin="the trained tokenizer", segmenter=segmenter)
 
 
 def _rebuild(definition: str, origin: str) -> SegmentedTokenizer:

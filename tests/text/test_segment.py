@@ -209,6 +209,15 @@ def test_jiebas_words_matched_longest_first_mostly_agree_with_jieba():
         (None, "cannot read"),
     ],
 )
+@with_jieba
+def test_the_default_list_is_what_jieba_knows():
+    import jieba
+
+    with (Path(jieba.__file__).parent / jieba.DEFAULT_DICT_NAME).open("rb") as file:
+        known, _ = jieba.Tokenizer.gen_pfdict(file)
+    assert read_word_list(None) == sorted(word for word, count in known.items() if count)
+
+
 @pytest.mark.parametrize("read", [read_user_words, read_word_list])
 def test_lists_that_cannot_be_read(content: bytes | None, message: str, read, tmp_path: Path):
     path = tmp_path / "words.txt"
