@@ -200,15 +200,6 @@ def test_jiebas_words_matched_longest_first_mostly_agree_with_jieba():
     assert agreement(MaxMatch(read_word_list(None)), JIEBA, [text]).f1 > 0.85
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "holds no word"),
-        (b" \n\t\n", "holds no word"),
-        (b"\xb1\xb1\xbe\xa9\n", "is not UTF-8 at byte 0"),
-        (None, "cannot read"),
-    ],
-)
 @with_jieba
 def test_the_default_list_is_what_jieba_knows():
     import jieba
@@ -218,6 +209,15 @@ def test_the_default_list_is_what_jieba_knows():
     assert read_word_list(None) == sorted(word for word, count in known.items() if count)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no word"),
+        (b" \n\t\n", "holds no word"),
+        (b"\xb1\xb1\xbe\xa9\n", "is not UTF-8 at byte 0"),
+        (None, "cannot read"),
+    ],
+)
 @pytest.mark.parametrize("read", [read_user_words, read_word_list])
 def test_lists_that_cannot_be_read(content: bytes | None, message: str, read, tmp_path: Path):
     path = tmp_path / "words.txt"
