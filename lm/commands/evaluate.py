@@ -15,7 +15,7 @@ from lm.sharding import MeshConfig
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """Loss, perplexity, accuracy and bits per byte of a run on a split of its dataset."""
+    """How good a run is on a split of its dataset: its objective's loss and metrics, with standard errors."""
 
     run: RunArgument
     """Run directory."""
@@ -55,26 +55,26 @@ def run(arguments: list[str]) -> int:
     table = Table()
     table.add_column("what")
     table.add_column("value", justify="right")
-    for name, form in (
-        ("tokens", "{:,.0f}"),
-        ("loss", "{:.4f}"),
-        ("perplexity", "{:.3f}"),
-        ("accuracy", "{:.2%}"),
-        ("bits_per_byte", "{:.3f}"),
-        ("order0_bits_per_byte", "{:.3f}"),
-        ("zlib_bits_per_byte", "{:.3f}"),
-    ):
+    for name, (label, form) in _ROWS.items():
         if name in result:
-            table.add_row(_LABELS.get(name, name), form.format(result[name]))
+            error = f" ± {form.format(result[f'{name}_se'])}" if f"{name}_se" in result else ""
+            table.add_row(label, form.format(result[name]) + error)
     console.print(table)
     return DONE
 
 
-_LABELS = {
-    "tokens": "tokens scored",
-    "loss": "loss (nats per token)",
-    "accuracy": "accuracy (next token)",
-    "bits_per_byte": "bits per byte",
-    "order0_bits_per_byte": "  byte frequencies alone (order-0 entropy)",
-    "zlib_bits_per_byte": "  zlib level 9",
+# What a table shows, in this order, of what the objective reports; ± is a standard error.
+_ROWS = {
+    "tokens": ("scored", "{:,.0f}"),
+    "loss": ("loss (nats)", "{:.4f}"),
+    "masked_loss": ("  of masked tokens", "{:.4f}"),
+    "next_loss": ("  of next sentences", "{:.4f}"),
+    "perplexity": ("perplexity", "{:.3f}"),
+    "accuracy": ("accuracy", "{:.2%}"),
+    "next_accuracy": ("accuracy of next sentences", "{:.2%}"),
+    "macro_f1": ("macro F1", "{:.3f}"),
+    "micro_f1": ("micro F1", "{:.3f}"),
+    "bits_per_byte": ("bits per byte", "{:.3f}"),
+    "order0_bits_per_byte": ("  byte frequencies alone (order-0 entropy)", "{:.3f}"),
+    "zlib_bits_per_byte": ("  zlib level 9", "{:.3f}"),
 }

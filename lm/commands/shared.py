@@ -12,7 +12,9 @@ import jax
 import tyro
 from rich.console import Console
 
+from lm import run as runs
 from lm.errors import check
+from lm.records import RunDirectory
 from lm.text.tokenizer import TokenizerConfig, is_trained
 
 RunArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -70,7 +72,9 @@ def show(console: Console, text: str = "") -> None:
 def next_commands(console: Console, path: Path) -> None:
     """What a finished run can be used for."""
     run = shlex.quote(str(path))
+    task = runs.load_experiment(RunDirectory.open(path)).task
     show(console, "next:")
-    show(console, f"  lm evaluate {run} --baselines")
-    show(console, f'  lm generate {run} --prompt "..."')
+    show(console, f"  lm evaluate {run}{' --baselines' if task.spells_text else ''}")
+    if task.writes_text:
+        show(console, f'  lm generate {run} --prompt "..."')
     show(console, f"  tensorboard --logdir {run}/tensorboard    (loss curves are in {run}/loss.png)")

@@ -35,6 +35,10 @@ class Task(Protocol):
     def spells_text(self) -> bool:
         """Whether every token of the text is scored once, so that bits per byte mean something."""
 
+    @property
+    def writes_text(self) -> bool:
+        """Whether the model then writes text, token by token."""
+
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         """Raises `UserError` where model or data can't serve, as far as settings alone show it."""
 
@@ -126,10 +130,8 @@ def reported(sums: Sums, weight: Array, by_row: bool) -> Sums:
 class BaseTask:
     """The part of a `Task` that is the same for most."""
 
-    @property
-    def spells_text(self) -> bool:
-        """See `Task`."""
-        return False
+    spells_text = False
+    writes_text = False
 
     def settle(self, model: ModelConfig, labels: Sequence[str]) -> ModelConfig:
         """See `Task`."""

@@ -22,11 +22,8 @@ class CausalLM(TokenTask):
 
     kind: Literal["causal_lm"] = "causal_lm"
     """The objective."""
-
-    @property
-    def spells_text(self) -> bool:
-        """See `Task`."""
-        return True
+    spells_text = True
+    writes_text = True
 
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         """See `Task`."""
@@ -45,6 +42,7 @@ class PrefixLM(TokenTask):
 
     kind: Literal["prefix_lm"] = "prefix_lm"
     """The objective."""
+    writes_text = True
 
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         """See `Task`."""

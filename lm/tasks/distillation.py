@@ -123,6 +123,11 @@ class Distilled:
         """As the task."""
         return self.task.spells_text
 
+    @property
+    def writes_text(self) -> bool:
+        """As the task."""
+        return self.task.writes_text
+
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         """As the task."""
         self.task.check(model, data)

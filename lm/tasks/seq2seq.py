@@ -28,6 +28,7 @@ class Seq2Seq(TokenTask):
 
     kind: Literal["seq2seq"] = "seq2seq"
     """The objective."""
+    writes_text = True
     source_len: int | None = None
     """Tokens in a source, for an encoder; None = data.seq_len. What is longer is cut."""
 

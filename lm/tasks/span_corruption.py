@@ -22,6 +22,7 @@ class SpanCorruption(TokenTask):
 
     kind: Literal["span_corruption"] = "span_corruption"
     """The objective."""
+    writes_text = True
     density: float = 0.15
     """Share of the tokens that is cut out."""
     mean_span: float = 3.0
