@@ -1,4 +1,4 @@
-"""BERT, T5 and the Transformer of 2017, small: settings, the names of their weights, and these as parameters of ours."""
+"""BERT, T5 and the Transformer of 2017, small: settings, names of weights, and these as parameters of ours."""
 
 from typing import Any
 

@@ -138,7 +138,7 @@ def bert_outputs(model: torch.nn.Module) -> dict[str, object]:
 
 
 def t5(gated: bool = False) -> torch.nn.Module:
-    """`T5ForConditionalGeneration` without dropout, with drawn weights: version 1.0, or 1.1 (gated, logits unscaled)."""
+    """`T5ForConditionalGeneration` without dropout, with drawn weights: 1.0, or 1.1 (gated, logits unscaled)."""
     config = transformers.T5Config(
         vocab_size=families.VOCAB,
         d_model=families.WIDTH,
