@@ -29,7 +29,7 @@ class DataConfig:
 
     source: str = "python-stdlib"
     """Text to read. FORM:GLOB names files, as they are or as .gz, .bz2, .xz, .zst; FORM is text, html, jsonl, json,
-    csv, tsv or parquet. Or tfds:NAME[/CONFIG][#SPLIT], tfds:FOLDER, hf:NAME[@CONFIG][#SPLIT], hf:FOLDER or
+    csv, tsv, parquet or squad. Or tfds:NAME[/CONFIG][#SPLIT], tfds:FOLDER, hf:NAME[@CONFIG][#SPLIT], hf:FOLDER or
     python-stdlib."""
     validation_source: str | None = None
     """Validation text in the same forms; when given, nothing of `source` is held out for validation."""

@@ -1,4 +1,4 @@
-"""Documents of several parts: the columns of a record (source and target, a pair of sentences), or sentences.
+"""Documents of several parts: columns of a record (source and target), sentences, or a question and a text's words.
 
 Between reading and tokenising the parts of a document are one text, with a character between them that no text holds.
 White space to all that normalises, it joins no two words.
@@ -6,17 +6,21 @@ White space to all that normalises, it joins no two words.
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterable
 
 from lm.data.config import DataConfig
 from lm.errors import check
 from lm.text.augment import AugmentConfig
-from lm.text.clean import Cleaner
+from lm.text.clean import CleanConfig, Cleaner
 from lm.text.dedup import DedupConfig
 from lm.text.normalize import is_blank
-from lm.text.sentences import Sentences
+from lm.text.scripts import HAN, KANA, SOUTHEAST_ASIAN
+from lm.text.sentences import Sentences, combining_marks
 
 SEPARATOR = "\x1d"  # the ASCII group separator
+_QUESTIONS = "squad:"
 MOST_LABELS = 10_000
 """More different labels than this are no classes but a mistaken column."""
 
@@ -28,7 +32,7 @@ def wanted_fields(config: DataConfig) -> list[tuple[str, str]]:
     return texts + [(name, setting) for name, setting in others if name is not None]
 
 
-def check_parts(data: DataConfig, dedup: DedupConfig, augment: AugmentConfig) -> None:
+def check_parts(data: DataConfig, dedup: DedupConfig, augment: AugmentConfig, clean: CleanConfig) -> None:
     """Raises `UserError` for settings of parts and labels that cannot be."""
     check(
         len(data.fields) != 1,
@@ -36,20 +40,35 @@ def check_parts(data: DataConfig, dedup: DedupConfig, augment: AugmentConfig) ->
     )
     twice = [name for name in data.fields if data.fields.count(name) > 1]
     check(not twice, f"data.fields names {twice[:1]} twice; each column makes one part")
-    has_columns = bool(data.fields) or data.source.startswith("parallel:")
+    asks = asks_questions(data)
+    has_columns = bool(data.fields) or data.source.startswith("parallel:") or asks
     check(
         not (has_columns and data.sentences),
-        "data.sentences makes sentences the parts of a document, and these have others (data.fields, parallel:);"
-        " leave one out",
+        "data.sentences makes sentences the parts of a document, and these have others (data.fields, parallel:,"
+        " squad:); leave one out",
     )
     check(
         not (has_columns and dedup.lines),
-        "dedup.lines takes lines out of documents, but these documents are kept in parts (data.fields); leave one out",
+        "dedup.lines takes lines out of documents, but these documents are kept in parts (data.fields, parallel:,"
+        " squad:); leave one out",
     )
     check(
         not (has_columns and augment.copies),
-        "augment.copies alters texts as a whole, and these documents are kept in parts (data.fields); leave one out",
+        "augment.copies alters texts as a whole, and these documents are kept in parts (data.fields, parallel:,"
+        " squad:); leave one out",
     )
+    check(
+        not (asks and clean.rules),
+        f"clean.rules is {', '.join(clean.rules)}, but answers of squad: sources stand at places of the text as it is;"
+        " leave the rules out",
+    )
+    for role in ("source", "validation_source", "test_source"):
+        source = getattr(data, role)
+        check(
+            source is None or source.startswith(_QUESTIONS) == asks,
+            f"data.source {data.source!r} and data.{role} {source!r} are not both squad: sources, of questions with"
+            " answers; name others",
+        )
     check(
         len(set(data.labels)) == len(data.labels) != 1,
         f"data.labels is {data.labels}; name two or more classes, each once, or none",
@@ -85,7 +104,12 @@ def as_one_text(text: str) -> str:
 
 def has_parts(data: DataConfig) -> bool:
     """Whether documents have parts."""
-    return bool(data.fields) or data.sentences or data.source.startswith("parallel:")
+    return bool(data.fields) or data.sentences or data.source.startswith("parallel:") or asks_questions(data)
+
+
+def asks_questions(data: DataConfig) -> bool:
+    """Whether documents are questions about a text, with answers."""
+    return data.source.startswith(_QUESTIONS)
 
 
 class PartCutter:
@@ -93,9 +117,13 @@ class PartCutter:
 
     def __init__(self, data: DataConfig):
         self._sentences = Sentences(words=False) if data.sentences else None
+        self._asks = asks_questions(data)
 
     def __call__(self, text: str) -> list[str]:
         """At least one part."""
+        if self._asks:
+            question, context = text.split(SEPARATOR)
+            return [question, *words_of(context)]
         if self._sentences is None:
             return text.split(SEPARATOR)
         parts, gap = [], ""
@@ -108,6 +136,28 @@ class PartCutter:
             return [text]
         parts[-1] += gap
         return parts
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, each with the white space before it; joined they are the text. At least one.
+
+    A word is a run of letters and digits with their marks, a run of other characters, a contraction ('s), or one
+    character of a script without spaces. Tokenizers of BERT's and GPT-2's kind cut there as well, so that the tokens of
+    the words are those of the text.
+    """
+    words = _word().findall(text)
+    if not words:
+        return [text]
+    words[-1] += text[sum(map(len, words)) :]
+    return words
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    unspaced, marks = f"々〇{KANA}{HAN}{SOUTHEAST_ASIAN}", combining_marks()
+    contraction = r"['’](?:s|t|re|ve|m|ll|d)(?!\w)"
+    run = rf"[^\W{unspaced}](?:[^\W{unspaced}]|[{marks}])*+"
+    return re.compile(rf"\s*+(?:[{unspaced}][{marks}]*+|{contraction}|{run}|[^\w\s]++)")
 
 
 def sorted_labels(names: Iterable[str]) -> tuple[str, ...]:

@@ -224,7 +224,7 @@ def _check_settings(settings: _Settings) -> None:
         "data.mixture names prepared datasets; prepare each of them, without it",
     )
     check_source_config(data)
-    check_parts(data, settings.dedup, settings.augment)
+    check_parts(data, settings.dedup, settings.augment, settings.clean)
     check(
         re.fullmatch(r"[a-z][a-z0-9_]*", data.name),
         f"data.name is {data.name!r}; use lower-case letters, digits and _, and start with a letter",

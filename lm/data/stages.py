@@ -24,7 +24,7 @@ import numpy as np
 from lm.data.config import DataConfig
 from lm.data.corpus import Corpus, UnitWriter, save_array, split_code
 from lm.data.manifest import TOKENIZER_FOLDER
-from lm.data.parts import MOST_LABELS, PartCutter, as_one_text, clean_parts, has_parts
+from lm.data.parts import MOST_LABELS, PartCutter, as_one_text, asks_questions, clean_parts, has_parts
 from lm.data.runners import whole_file, whole_output
 from lm.data.sources import Unit as SourceUnit
 from lm.data.sources import open_source
@@ -51,6 +51,7 @@ from lm.text.tokenizer import load_tokenizer
 REMOVED = 255
 """In `fate.npy`: the document goes to no split."""
 
+_QUESTIONS_FILE = "questions.jsonl"
 _BATCH_CHARACTERS = 1 << 20  # handled together; memory grows with this, not with the corpus
 _PIECE_CHARACTERS = 1 << 15  # long documents are tokenised in such pieces, which spreads them over the cores
 
@@ -78,11 +79,17 @@ class ReadUnit:
         splits: list[int] = []
         labels: list[int] = []
         classes: dict[str, int] = {}  # in order of appearance; other units find others
+        spans: list[tuple[int, int]] = []
+        answers: list[tuple[str, ...]] = []  # of all questions of the unit
         characters = 0
 
         def columns() -> dict[str, np.ndarray]:
             found = self._columns(texts, splits)
-            return found if self.data.label_field is None else found | {"label": np.asarray(labels, np.int32)}
+            if self.data.label_field is not None:
+                found["label"] = np.asarray(labels, np.int32)
+            if asks_questions(self.data):
+                found["span"] = np.asarray(spans, np.int32).reshape(-1, 2)
+            return found
 
         with whole_output(self.output) as folder:
             writer = UnitWriter(folder)
@@ -102,16 +109,20 @@ class ReadUnit:
                         if document.label is not None:
                             labels.append(classes.setdefault(document.label, len(classes)))
                             self._check_label(document.label, len(classes), document.key)
+                        if document.span is not None:
+                            spans.append(document.span)
+                            answers.append(document.answers)
                         characters += len(text)
                     if characters >= _BATCH_CHARACTERS:
                         writer.add(keys, texts, columns())
-                        keys, texts, splits, labels, characters = [], [], [], [], 0
+                        keys, texts, splits, labels, spans, characters = [], [], [], [], [], 0
                 writer.add(keys, texts, columns())
                 writer.finish(
                     {
                         "role": self.role,
                         "counts": counts,
                         "labels": list(classes),
+                        "answers": answers,
                         "skipped": dataclasses.asdict(source.skipped),
                         "clean": cleaner.report.to_dict(),
                     }
@@ -308,7 +319,7 @@ class WriteShard:
     """Tokenises the documents of one split among ordinals `[first, last)` and writes them as one shard."""
 
     output: Path
-    """A folder: shard.json, statistics.json, token_counts.npy, and the two files of lengths."""
+    """A folder: shard.json, statistics.json, token_counts.npy, the files of lengths, and what answers questions."""
     size: int
     units: Path
     fate: Path
@@ -337,22 +348,31 @@ class WriteShard:
         with whole_output(self.output) as folder:
             shard_file = folder / "shard"
             lengths = folder / "lengths"
-            with ShardWriter(shard_file, lengths, eos_id=tokenizer.eos_id) as writer:
+            with (
+                ShardWriter(shard_file, lengths, eos_id=tokenizer.eos_id) as writer,
+                _QuestionWriter(folder if asks_questions(self.data) else None) as questions,
+            ):
 
                 def encode() -> None:
                     for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch])):
                         tokens = np.asarray(ids, np.int64)
                         np.add(token_counts, np.bincount(tokens, minlength=len(token_counts)), out=token_counts)
                         size = len(piece.text.encode("utf-8"))
-                        writer.add(piece.key, ids, size, piece.last, begins_part=piece.begins_part, label=piece.label)
+                        key, last, begins = piece.key, piece.last, piece.begins_part
+                        writer.add(key, ids, size, last, begins_part=begins, label=piece.label, span=piece.span)
                     batch.clear()
 
-                for key, text, label in self._documents():
+                for key, text, label, question in self._documents():
                     statistics.add(as_one_text(text))
-                    parts = [list(tokenizer.pieces(part, _PIECE_CHARACTERS)) for part in (cut(text) if cut else [text])]
+                    texts = cut(text) if cut else [text]
+                    span = None
+                    if question is not None:
+                        span, answers = question
+                        questions.add(texts[1:], answers)
+                    parts = [list(tokenizer.pieces(part, _PIECE_CHARACTERS)) for part in texts]
                     pieces = [(piece, not number) for part in parts for number, piece in enumerate(part)]
                     for number, (piece, begins) in enumerate(pieces, 1):
-                        batch.append(_Piece(key, piece, number == len(pieces), begins and cut is not None, label))
+                        batch.append(_Piece(key, piece, number == len(pieces), begins and cut is not None, label, span))
                         characters += len(piece)
                         if characters >= _BATCH_CHARACTERS:
                             encode()
@@ -367,8 +387,8 @@ class WriteShard:
             target = shard_path(self.dataset, self.name, self.split, self.number, self.count)
             shard_file.replace(target)
 
-    def _documents(self) -> Iterator[tuple[str, str, int | None]]:
-        """Key, text and label of the documents to write, copies included."""
+    def _documents(self) -> Iterator[tuple[str, str, int | None, _Question | None]]:
+        """Key, text, label, and span and answers of the documents to write, copies included."""
         corpus = Corpus(self.units)
         fate = np.load(self.fate, mmap_mode="r")
         mine = split_code(self.split)
@@ -382,10 +402,10 @@ class WriteShard:
                 lines, _ = line_hashes(text, self.dedup)
                 text = without_lines(lines, gone)
             label = self._label(corpus, ordinal) if self.data.label_field is not None else None
-            yield key, text, label
+            yield key, text, label, self._question(corpus, ordinal) if asks_questions(self.data) else None
             if augmenter is not None:
                 for number, copy in enumerate(augmenter(text, key), 1):
-                    yield f"{key}#{number}", copy, label
+                    yield f"{key}#{number}", copy, label, None
 
     def _label(self, corpus: Corpus, ordinal: int) -> int:
         unit, number = corpus.locate(ordinal)
@@ -397,6 +417,15 @@ class WriteShard:
         )
         return self.labels.index(name)
 
+    def _question(self, corpus: Corpus, ordinal: int) -> _Question:
+        unit, number = corpus.locate(ordinal)
+        first, last = unit.column("span")[number].tolist()
+        return (first, last), unit.summary["answers"][number]
+
+
+_Question = tuple[tuple[int, int], list[str]]
+"""The span and the answers of a document."""
+
 
 class _Piece(NamedTuple):
     """Text that is tokenised at once."""
@@ -406,6 +435,26 @@ class _Piece(NamedTuple):
     last: bool
     begins_part: bool
     label: int | None
+    span: tuple[int, int] | None
+
+
+class _QuestionWriter:
+    """Writes what answers questions, where there are any, into a folder; use it in a `with` statement."""
+
+    def __init__(self, folder: Path | None):
+        self._file = None if folder is None else (folder / _QUESTIONS_FILE).open("w", encoding="utf-8")
+
+    def add(self, words: list[str], answers: list[str]) -> None:
+        """The next document."""
+        assert self._file is not None
+        self._file.write(json.dumps({"words": words, "answers": answers}, ensure_ascii=False) + "\n")
+
+    def __enter__(self) -> _QuestionWriter:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def read_shard(output: Path) -> tuple[Shard, dict[str, Any], np.ndarray]:
@@ -416,6 +465,8 @@ def read_shard(output: Path) -> tuple[Shard, dict[str, Any], np.ndarray]:
         path = output / f"lengths.{name}.npy"
         if path.exists():
             files[name] = path
+    if (output / _QUESTIONS_FILE).exists():
+        files["questions"] = output / _QUESTIONS_FILE
     shard = Shard(**fields | files)
     statistics = json.loads((output / "statistics.json").read_text(encoding="utf-8"))
     return shard, statistics, np.load(output / "token_counts.npy")

@@ -5,15 +5,27 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from lm.data.manifest import questions_path
 from lm.errors import UserError, check
+
+
+class Question(NamedTuple):
+    """What answers a document that is a question about a text."""
+
+    words: Sequence[str]
+    """The text, as it was read: its parts but for the first, the question. Joined they are the text."""
+    answers: Sequence[str]
+    """The right answers, as they were read; none if there is none."""
 
 
 class TokenStore(Protocol):
@@ -34,6 +46,13 @@ class TokenStore(Protocol):
     """int64 [n_documents + 1]: document d has the parts `[offsets[d], offsets[d + 1])`."""
     labels: np.ndarray | None
     """int32 [n_documents]: the class of each document; None where they have none."""
+    spans: np.ndarray | None
+    """int32 [n_documents, 2]: the first and the last part of the answer of each document, a question; -1 and -1 where
+    it has none. None where nothing is asked."""
+
+    @property
+    def questions(self) -> Sequence[Question]:
+        """What answers each document; only where there are `spans`."""
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `[start, stop)` of the stream: int32 [stop - start]."""
@@ -63,6 +82,8 @@ class MemoryStore:
       keys: the documents' names; their ordinals by default.
       part_lengths: for each document, the tokens of each of its parts; their sum is one less than the document's.
       labels: the class of each document.
+      spans: the first and the last part of each document's answer.
+      questions: what answers each document.
     """
 
     index_dir: Path | None = None
@@ -75,6 +96,8 @@ class MemoryStore:
         *,
         part_lengths: Sequence[Sequence[int]] | None = None,
         labels: Sequence[int] | None = None,
+        spans: Sequence[tuple[int, int]] | None = None,
+        questions: Sequence[Question] = (),
     ):
         lengths = [len(document) for document in documents]
         self.document_offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
@@ -87,6 +110,8 @@ class MemoryStore:
             self.part_starts = np.concatenate([np.zeros(0, np.int64), *starts]).astype(np.int64)
             self.part_offsets = np.cumsum([0, *map(len, part_lengths)]).astype(np.int64)
         self.labels = None if labels is None else np.asarray(labels, np.int32)
+        self.spans = None if spans is None else np.asarray(spans, np.int32).reshape(-1, 2)
+        self.questions = questions
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `[start, stop)` of the stream: int32 [stop - start]. IndexError outside the stream."""
@@ -139,11 +164,18 @@ class DatasetStore:
         self.part_starts = load("part_starts") if has("part_starts") else None
         self.part_offsets = load("part_offsets") if has("part_offsets") else None
         self.labels = load("labels") if has("labels") else None
+        self.spans = load("spans") if has("spans") else None
         self.n_tokens = int(self._record_offsets[-1])
         self._lock = threading.Lock()
         self._shards: _Shards | None = None
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._cached_tokens = 0
+
+    @functools.cached_property
+    def questions(self) -> Sequence[Question]:
+        """See `TokenStore`; read into memory when it is first asked for."""
+        with questions_path(self.directory, self.split).open(encoding="utf-8") as file:
+            return [Question(**json.loads(line)) for line in file]
 
     def __getstate__(self) -> dict[str, Any]:
         """Only the settings travel: files, locks and the cache belong to one process."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from lm.data.corpus import save_array
-from lm.data.manifest import DATASET_VERSION, SPLITS, SplitCounts, index_path
+from lm.data.manifest import DATASET_VERSION, SPLITS, SplitCounts, index_path, questions_path
 from lm.errors import UserError, check
 
 RECORD_TOKENS = 8192
 """Most tokens in one record: reading a few tokens out of the middle of a long document stays cheap."""
 
-DOCUMENT_COLUMNS = ("part_starts", "part_counts", "labels")
+DOCUMENT_COLUMNS = ("part_starts", "part_counts", "labels", "spans")
 """What a shard may know of its documents besides their lengths."""
 
 _SUFFIX = "array_record"
@@ -50,6 +51,10 @@ class Shard:
     """int64 .npy `[documents]`: the parts of each document."""
     labels: Path | None = None
     """int32 .npy `[documents]`: the class of each document; None where they have none."""
+    spans: Path | None = None
+    """int32 .npy `[documents, 2]`: the first and the last part of the answer; None where nothing is asked."""
+    questions: Path | None = None
+    """An object a document, as `lm.data.manifest.questions_path` says; None where nothing is asked."""
 
 
 def shard_path(folder: Path, name: str, split: str, number: int, count: int) -> Path:
@@ -74,7 +79,7 @@ class ShardWriter:
         self._eos_id = eos_id
         self._record_lengths: list[int] = []
         self._document_lengths: list[int] = []
-        self._columns: dict[str, list[int]] = {name: [] for name in DOCUMENT_COLUMNS}
+        self._columns: dict[str, list[Any]] = {name: [] for name in DOCUMENT_COLUMNS}
         self._tokens = 0
         self._text_bytes = 0
         self._serialized_bytes = 0
@@ -93,6 +98,7 @@ class ShardWriter:
         *,
         begins_part: bool = False,
         label: int | None = None,
+        span: tuple[int, int] | None = None,
     ) -> None:
         """Appends tokens to the document at hand.
 
@@ -103,14 +109,17 @@ class ShardWriter:
           last: whether the document ends here; the end-of-document token is then appended.
           begins_part: whether they begin a part of the document; then all documents have parts.
           label: the document's class, or None for all documents; said with its last tokens.
+          span: the first and the last part of the document's answer, or None for all documents; likewise.
         """
-        starts, counts, labels = (self._columns[name] for name in DOCUMENT_COLUMNS)
+        starts, counts, labels, spans = (self._columns[name] for name in DOCUMENT_COLUMNS)
         if begins_part:
             starts.append(self._tokens)
             counts += [0] * (len(self._document_lengths) + 1 - len(counts))
             counts[-1] += 1
         if last and label is not None:
             labels.append(label)
+        if last and span is not None:
+            spans.append(span)
         fresh = np.asarray([*ids, self._eos_id] if last else ids, np.int32)
         tokens = np.concatenate([self._pending, fresh])
         whole = len(tokens) if last else len(tokens) - len(tokens) % RECORD_TOKENS
@@ -148,7 +157,7 @@ class ShardWriter:
             path = self._lengths.with_name(f"{self._lengths.name}.{name}.npy")
             columns[name] = path if values else None
             if values:
-                save_array(path, np.asarray(values, np.int32 if name == "labels" else np.int64))
+                save_array(path, np.asarray(values, np.int32 if name in ("labels", "spans") else np.int64))
         shard = Shard(
             documents=len(self._document_lengths),
             records=n,
@@ -229,9 +238,16 @@ def finish_dataset(folder: Path, name: str, splits: Mapping[str, Sequence[Shard]
             before = itertools.accumulate((shard.tokens for shard in shards), initial=0)
             starts = [np.load(shard.part_starts) + base for shard, base in zip(shards, before) if shard.part_starts]
             save_array(index_path(folder, split, "part_starts"), np.concatenate(starts))
-        labels = [np.load(shard.labels) for shard in shards if shard.labels is not None]
-        if labels:
-            save_array(index_path(folder, split, "labels"), np.concatenate(labels))
+        for of in ("labels", "spans"):
+            columns = [np.load(path) for shard in shards if (path := getattr(shard, of)) is not None]
+            if columns:
+                save_array(index_path(folder, split, of), np.concatenate(columns))
+        questions = [shard.questions for shard in shards if shard.questions is not None]
+        if questions:
+            with questions_path(folder, split).open("wb") as file:
+                for path in questions:
+                    with path.open("rb") as part:
+                        shutil.copyfileobj(part, file)
     _write_info(folder, name, splits)
     return {
         split: SplitCounts(

@@ -83,11 +83,16 @@ class Sentences:
 
 
 @functools.cache
-def _spaced_word() -> str:
-    """The pattern of one word of a script that puts spaces."""
+def combining_marks() -> str:
+    """Characters that belong to the letter before them, as the inside of a regular expression's `[...]`."""
     marks = [i for i in range(0x20000) if unicodedata.category(chr(i)) in ("Mn", "Mc")]
     runs = [list(run) for _, run in itertools.groupby(enumerate(marks), lambda pair: pair[1] - pair[0])]
-    combining = "".join(f"{chr(run[0][1])}-{chr(run[-1][1])}" for run in runs)
+    return "".join(f"{chr(run[0][1])}-{chr(run[-1][1])}" for run in runs)
+
+
+@functools.cache
+def _spaced_word() -> str:
+    """The pattern of one word of a script that puts spaces."""
     letter = rf"[^\W_{_UNSPACED}]"
-    part = rf"{letter}(?:{letter}|[{combining}])*+"
+    part = rf"{letter}(?:{letter}|[{combining_marks()}])*+"
     return rf"{part}(?:['’.-]{part})*+"

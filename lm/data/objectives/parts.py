@@ -246,10 +246,9 @@ class SpanQAExamples:
         starts, stops, offsets = _parts(store, "a question and the words of a text")
         n_parts = np.diff(offsets)
         _check_all(store, n_parts >= 2, n_parts, "{} parts, and needs a question and a text's words")
-        spans = getattr(store, "spans", None)
-        if spans is None:
-            raise UserError("the dataset doesn't say where answers are; it needs `spans`, two part numbers a document")
-        first, last = np.asarray(spans, np.int64).T
+        if store.spans is None:
+            raise UserError("the dataset doesn't say where answers are; prepare it from a squad: source")
+        first, last = np.asarray(store.spans, np.int64).T
         none = (first == -1) & (last == -1)
         within = (first >= 1) & (first <= last) & (last < n_parts)
         _check_all(store, none | within, first, "an answer from word {}, which is not in its text")

@@ -17,6 +17,7 @@ from lm.data.sources.encodings import plain_name
 from lm.data.sources.libraries import HuggingFace, Tfds
 from lm.data.sources.parallel import ParallelLines
 from lm.data.sources.records import JsonLines, JsonLists
+from lm.data.sources.squad import SquadQuestions
 from lm.data.sources.tables import CommaSeparated, Parquet, TabSeparated
 from lm.data.sources.text import HtmlFiles, StandardLibrary, TextFiles
 from lm.errors import check
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 FORMS = (
-    "text:GLOB, parallel:FILE,FILE, html:GLOB, jsonl:GLOB, json:GLOB, csv:GLOB, tsv:GLOB, parquet:GLOB, "
+    "text:GLOB, parallel:FILE,FILE, html:GLOB, jsonl:GLOB, json:GLOB, csv:GLOB, tsv:GLOB, parquet:GLOB, squad:GLOB, "
     "tfds:NAME[/CONFIG][#SPLIT], hf:NAME[@CONFIG][#SPLIT] or python-stdlib"
 )
 
@@ -50,6 +51,7 @@ _FILES: dict[str, Callable[[DataConfig, list[tuple[str, Path]]], Source]] = {
     "csv": CommaSeparated,
     "tsv": TabSeparated,
     "parquet": Parquet,
+    "squad": SquadQuestions,
 }
 _LIBRARIES: dict[str, Callable[[DataConfig, str], Source]] = {"tfds": Tfds, "hf": HuggingFace}
 
@@ -65,6 +67,7 @@ SHAPING_FIELDS_BY_FORM: dict[str, tuple[str, ...]] = {
     "csv": (*_RECORD, "header", *_ANY_FILE),
     "tsv": (*_RECORD, "header", *_ANY_FILE),
     "parquet": (*_RECORD, *_SKIPPING),
+    "squad": _ANY_FILE,
     "tfds": (*_RECORD, *_SKIPPING),
     "hf": (*_RECORD, *_SKIPPING),
     "python-stdlib": ("sentences",),

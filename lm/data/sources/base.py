@@ -23,6 +23,7 @@ BROKEN_JSON = "broken JSON"
 BROKEN_ROW = "broken row"
 NO_FIELD = "no such field"
 NOT_TEXT = "field without text"
+BAD_ANSWER = "answer out of place"
 TOO_LARGE = "larger than max_document_bytes"
 
 
@@ -38,6 +39,10 @@ class Document:
     """The value of `DataConfig.group_field`: documents of one group share a split. None: a group of its own."""
     label: str | None = None
     """The value of `DataConfig.label_field`."""
+    span: tuple[int, int] | None = None
+    """Of a question: the first and the last part of its first answer; -1 and -1 if there is none."""
+    answers: tuple[str, ...] = ()
+    """Of a question: every right answer."""
 
 
 @dataclass(frozen=True)

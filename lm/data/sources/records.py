@@ -61,7 +61,7 @@ def document_of(source: BaseSource, record: Mapping[str, Any], key: str, where: 
                 value = value.decode("utf-8", "backslashreplace")
             # Half a surrogate pair in a name becomes "?".
             values[role] = None if value is None else str(value).encode("utf-8", "replace").decode("utf-8")
-    return Document(key, text, **values)
+    return Document(key, text, group=values["group"], label=values["label"])
 
 
 def _text(source: BaseSource, record: Mapping[str, Any], field: str, where: str) -> str | None:
