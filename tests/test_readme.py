@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def test_both_readmes_show_the_same_commands():
     english, chinese = ([command.split()[:2] for command in table(name)] for name in READMES)
     assert english == chinese
     assert {command[1] for command in english} == set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_extra_is_listed(name: str):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    rows = re.findall(r"^\| (`\w+`(?:[,、] ?`\w+`)*) \|", (ROOT / name).read_text(encoding="utf-8"), re.M)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(project["optional-dependencies"])
 
 
 def test_scripts_that_are_shown_are_there_and_parse():

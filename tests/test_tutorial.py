@@ -107,6 +107,25 @@ def test_what_to_try_next_is_there_to_be_tried(name, tmp_path):
         check_experiment(asked)
 
 
+def test_the_mixture_of_the_data_reference_is_one(folder, capsys):
+    """What docs/data.md shows of mixtures, with texts of a few lines."""
+    for language, word in (("en", "a fox"), ("zh", "狐狸")):
+        (folder / language).mkdir()
+        lines = [f"{word} {i} {word} {i * i}" for i in range(300)]
+        (folder / language / "t.txt").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "mix.py").write_text(files("data.md")["mix.py"], encoding="utf-8")
+    section = (DOCS / "data.md").read_text(encoding="utf-8").partition("## Mixtures")[2].partition("\n## ")[0]
+    shown = re.findall(r"^    (lm .*?[^\\])$", section, re.S | re.M)
+    assert [command.split()[1] for command in shown] == ["prepare", "prepare", "train"]
+    tiny = f"{TINY['train'].removeprefix(SMALL)} --data.seq-len 16"
+    for command, small in zip(shown, ("--tokenizer.vocab-size 300", "", tiny), strict=True):
+        made = [path.name for path in Path("datasets/en").glob("*")]
+        words = shlex.split(command.replace("\\\n", " ").replace("FINGERPRINT", "".join(made)))[1:]
+        given = [path for word in words for path in (sorted(glob.glob(word)) if "*/1" in word else [word])]
+        assert cli.main([*given, *small.split()]) == 0, command
+    assert "epochs of datasets/zh" in capsys.readouterr().out
+
+
 def test_the_table_of_cleaning_rules_is_that_of_the_code():
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \|$", (DOCS / "data.md").read_text("utf-8"), re.M)
     shown = {
