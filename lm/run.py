@@ -182,6 +182,11 @@ def start(
             "no validation split, so nothing will be evaluated: no document fell into it; make more and smaller"
             " documents (data.document paragraph or line), raise data.validation_fraction or set data.validation_source"
         )
+    if parts.cut:
+        reporter.message(
+            f"{parts.cut} of {parts.examples} training documents are longer than a row and lose a part; a larger"
+            " data.seq_len (or task.source_len) keeps it"
+        )
     run = RunDirectory.create(path)
     run.lock()
     try:
@@ -354,6 +359,10 @@ class _Parts:
     program: Program
     feed: Feed
     total_steps: int
+    examples: int
+    """Training examples in an epoch."""
+    cut: int
+    """How many of them are of documents that don't fit into a row."""
 
     @classmethod
     def build(cls, experiment: Experiment, dataset: AnyDataset, mesh: Mesh) -> "_Parts":
@@ -402,7 +411,8 @@ class _Parts:
             )
         else:
             check(train.patience is None, "train.patience needs a validation split; set data.validation_fraction")
-        return cls(experiment, dataset, model, program, feed, total)
+        examples, cut = loader.n_training_examples(store, data, make=make), loader.n_cut(store, data, make=make)
+        return cls(experiment, dataset, model, program, feed, total, examples, cut)
 
 
 def _with_settled_teacher(experiment: Experiment) -> Experiment:
@@ -506,9 +516,14 @@ class Trained:
     def prompt_ids(self, text: str) -> list[int]:
         """A prompt as documents begin in training: packed documents after bos; in a stream, after the eos before them.
 
-        In a stream, where text is cut anywhere, only a prompt without text must begin at a document's begin.
+        In a stream, where text is cut anywhere, only a prompt without text must begin at a document's begin. Sources
+        have an end: of an encoder-decoder that is all, a decoder alone begins them as a document.
         """
         ids = self.tokenizer.encode(text)
+        if self.model.config.encoder_layers:
+            return [*ids, self.tokenizer.eos_id]
+        if self.experiment.task.kind == "seq2seq":
+            return [self.tokenizer.bos_id, *ids, self.tokenizer.eos_id]
         if self.experiment.data.packing != "stream":
             return [self.tokenizer.bos_id, *ids]
         return ids or [self.tokenizer.eos_id]

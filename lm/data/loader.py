@@ -154,6 +154,12 @@ def n_training_examples(store: TokenStore | Mixture, config: DataConfig, *, make
     return len(_examples(store, config, make, training=True))
 
 
+def n_cut(store: TokenStore | Mixture, config: DataConfig, *, make: Maker) -> int:
+    """Training documents that lose a part because a row, which must hold them whole, is too short."""
+    stores = store.stores if isinstance(store, Mixture) else [store]
+    return sum(getattr(_examples(part, config, make, training=True), "cut", 0) for part in stores)
+
+
 def steps_per_epoch(store: TokenStore | Mixture, config: DataConfig, *, make: Maker, batch_size: int) -> float:
     """Steps in one epoch; seldom a whole number, as an epoch may end inside a batch.
 
