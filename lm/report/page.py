@@ -1,12 +1,16 @@
-"""The page that every report is: one HTML file without scripts, which needs nothing but a browser.
+"""The page that every report is: one HTML file which needs nothing but a browser.
 
 Markup is made by functions alone, and whatever is no `Html` is escaped, so that text from a corpus stays text. The
-page's own policy (`Content-Security-Policy` in `page.html`) refuses scripts and the network besides.
+page's own policy (`Content-Security-Policy` in `page.html`) refuses the network besides, and all scripts but the one
+that a report was made with.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
+import json
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -67,7 +71,25 @@ class Section:
     """Its content."""
 
 
-def page(title: str, subtitle: Html, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Moving:
+    """What makes a page move, for reports that can't be read from top to bottom alone."""
+
+    script: str
+    """JavaScript, run once when the page stands; the page's policy knows it by its hash and lets no other run."""
+    style: str
+    """CSS beside the template's."""
+    data: object
+    """What the script reads: JSON, in the element `#data`."""
+
+
+def page(
+    title: str,
+    subtitle: Html,
+    facts: Sequence[tuple[str, str]],
+    sections: Sequence[Section],
+    moving: Moving | None = None,
+) -> str:
     """A whole page.
 
     Args:
@@ -75,6 +97,7 @@ def page(title: str, subtitle: Html, facts: Sequence[tuple[str, str]], sections:
       subtitle: a line below it.
       facts: the numbers that come first, as (what it is, number).
       sections: the rest, in order.
+      moving: None for a page without scripts.
 
     Returns:
       The file's content, the same for the same arguments.
@@ -83,6 +106,9 @@ def page(title: str, subtitle: Html, facts: Sequence[tuple[str, str]], sections:
     contents = [element("a", section.title, href=f"#{section.name}") for section in sections]
     tiles = [element("div", element("dt", what), element("dd", value)) for what, value in facts]
     return string.Template(template).substitute(
+        policy=_policy(moving),
+        style=moving.style if moving else "",
+        script=_script(moving) if moving else "",
         title=markup(title),
         subtitle=subtitle,
         facts=element("dl", *tiles, class_="facts"),
@@ -98,6 +124,18 @@ def page(title: str, subtitle: Html, facts: Sequence[tuple[str, str]], sections:
             for section in sections
         ),
     )
+
+
+def _policy(moving: Moving | None) -> str:
+    if moving is None:
+        return ""
+    return f" script-src 'sha256-{base64.b64encode(hashlib.sha256(moving.script.encode()).digest()).decode()}';"
+
+
+def _script(moving: Moving) -> str:
+    # No `<` in the data: neither `</script` nor `<!--` can end it or change how the rest of the page is read.
+    data = json.dumps(moving.data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="data">{data}</script>\n<script>{moving.script}</script>\n'
 
 
 def number(value: int) -> str:

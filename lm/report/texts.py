@@ -90,14 +90,15 @@ def _visible(text: str, *, spaces: bool) -> Html:
     for char in text:
         if spaces and char in _SPACES:
             parts.append(_SPACES[char])
-        elif _is_hidden(char, spaces):
+        elif is_hidden(char, spaces):
             parts.append(element("span", f"U+{ord(char):04X}", class_="code", title=unicodedata.name(char, "control")))
         else:
             parts.append(char)
     return join(parts)
 
 
-def _is_hidden(char: str, spaces: bool) -> bool:
+def is_hidden(char: str, spaces: bool) -> bool:
+    """Whether a character can't be seen, or moves what stands around it. `spaces`: spaces matter."""
     if unicodedata.category(char) in _HIDDEN:
         return not (char in "\n\t" or _DRAWN.match(char) or (char in _SPELLING and not spaces))
     if char.isspace():  # other than a plain space: seen only where it matters
