@@ -1,7 +1,7 @@
 """Evaluation: sums over batches, divided once."""
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -89,6 +89,23 @@ def evaluate(
             if f"loss{name}" in result:
                 result[f"bits_per_byte{name}"] = metrics.bits_per_byte(result[f"loss{name}"], tokens_per_byte, 1.0)
     return result
+
+
+def spoken(
+    say: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]],
+    params: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    mesh: Mesh,
+) -> Iterator[dict[str, np.ndarray]]:
+    """`say(params, batch)` of each batch, its arrays `[B, …]` on the host: the rows of all processes, in each."""
+    program = jax.jit(
+        say,
+        in_shardings=(jax.tree.map(lambda x: x.sharding, params), batch_sharding(mesh)),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+        compiler_options=compiler_options(mesh),
+    )
+    for batch in batches:
+        yield jax.device_get(program(params, to_devices(batch, mesh)))
 
 
 def baselines(documents: Iterable[bytes]) -> dict[str, float]:

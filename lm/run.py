@@ -24,15 +24,16 @@ from lm.data import loader
 from lm.data.manifest import TOKENIZER_FOLDER, Manifest, load_manifest
 from lm.data.mixture import MixedDatasets, Mixture, open_mixture
 from lm.data.prepare import Progress, prepare
-from lm.data.store import DatasetStore
+from lm.data.store import DatasetStore, TokenStore
 from lm.errors import UserError, check
-from lm.evaluate import baselines, evaluate, make_eval_step
+from lm.evaluate import baselines, evaluate, make_eval_step, spoken
 from lm.loop import Feed, Outcome, Reporter, check_resumable, fit
 from lm.models.transformer import Transformer
 from lm.optim import make_optimizer, make_schedule
 from lm.records import RunDirectory, differences, environment
 from lm.sharding import MeshConfig, check_batch, make_mesh
 from lm.tasks import Task
+from lm.tasks.base import AnsweringTask
 from lm.tasks.distillation import Distilled, check_teacher, make_teacher
 from lm.text.tokenizer import Tokenizer, check_tokenizer_config, is_trained, load_tokenizer, train_tokenizer
 from lm.train import Program, abstract_params, make_program
@@ -220,7 +221,7 @@ def resume(
         experiment = override(saved)
         check_changes(saved, experiment)
         mesh = check_experiment(experiment)
-        dataset = _dataset_of(run, experiment, progress, elsewhere=experiment.data.root != saved.data.root)
+        dataset = dataset_of(run, experiment, progress, elsewhere=experiment.data.root != saved.data.root)
         parts = _Parts.build(experiment, dataset, mesh)
         step = check_resumable(run, parts.program, dataset.tokenizer.fingerprint())
         check(
@@ -311,8 +312,8 @@ def _described(dataset: AnyDataset) -> dict[str, Any]:
     return {"folder": folders[0], "folders": folders, "fingerprint": dataset.fingerprint}
 
 
-def _dataset_of(
-    run: RunDirectory, experiment: Experiment, progress: Progress | None, *, elsewhere: bool = False
+def dataset_of(
+    run: RunDirectory, experiment: Experiment, progress: Progress | None = None, *, elsewhere: bool = False
 ) -> AnyDataset:
     """The dataset a run was started with, from its folder, from below `data.root`, or prepared again.
 
@@ -447,8 +448,13 @@ def split_batches(
     dataset: AnyDataset, experiment: Experiment, split: str, batch_size: int, max_batches: int | None
 ) -> tuple[Callable[[], Any], int]:
     """A function that starts over with the batches of a split, each example once, and how many there are."""
-    store = dataset.store(split)
-    make = _maker(experiment, dataset)
+    return store_batches(dataset.store(split), experiment, _maker(experiment, dataset), batch_size, max_batches)
+
+
+def store_batches(
+    store: TokenStore | Mixture, experiment: Experiment, make: loader.Maker, batch_size: int, max_batches: int | None
+) -> tuple[Callable[[], Any], int]:
+    """`split_batches` of a store."""
     count = loader.n_evaluation_batches(
         store, experiment.data, make=make, batch_size=batch_size, max_batches=max_batches
     )
@@ -591,12 +597,12 @@ def evaluate_run(
 
     Returns:
       `step`, `split`, `loss`, `perplexity`, `accuracy`, `tokens`, `bits_per_byte` and, if asked for, the bits per byte
-      of two baselines on the same text.
+      of two baselines on the same text; of an `AnsweringTask` also the scores of its texts.
     """
     run = RunDirectory.open(path)
     devices = make_mesh(mesh or MeshConfig())
     trained = load(path, devices, checkpoint)
-    dataset = _dataset_of(run, trained.experiment, None)
+    dataset = dataset_of(run, trained.experiment, None)
     rows = devices.shape["data"] * devices.shape["fsdp"]
     batch_size = math.ceil(trained.experiment.train.batch_size / rows) * rows
     batches, total = split_batches(dataset, trained.experiment, split, batch_size, max_batches)
@@ -612,10 +618,31 @@ def evaluate_run(
             summarise=trained.experiment.task.summarise,
             on_batch=lambda done: on_batch(done, total),
         )
+        result |= _text_scores(trained, dataset, split, batch_size, max_batches, devices)
     report: dict[str, Any] = {"step": trained.step, "split": split, **result}
     if with_baselines:
         report |= baselines(split_text(dataset, split))
     return report
+
+
+def _text_scores(
+    trained: Trained, dataset: AnyDataset, split: str, batch_size: int, max_batches: int | None, mesh: Mesh
+) -> dict[str, float]:
+    """Scores of the texts that a model gives, where its task has any and the batches hold a whole one."""
+    experiment, task = trained.experiment, trained.experiment.task
+    if not isinstance(task, AnsweringTask):
+        return {}
+    make = _maker(experiment, dataset)
+    opened = dataset.store(split)
+    texts: list[tuple[str, Sequence[str]]] = []
+    for store in opened.stores if isinstance(opened, Mixture) else [opened]:
+        batches, count = store_batches(store, experiment, make, batch_size, max_batches)
+        said = spoken(functools.partial(task.say, trained.model), trained.params, batches(), mesh)
+        texts += task.texts(said, store, make(store, experiment.data, False))
+        max_batches = None if max_batches is None else max_batches - count
+        if max_batches == 0:
+            break
+    return task.score_texts(texts) if texts else {}
 
 
 def split_text(dataset: AnyDataset, split: str) -> Iterator[bytes]:

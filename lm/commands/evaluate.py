@@ -2,15 +2,21 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from rich.console import Console
 from rich.table import Table
 
 from lm import config as configs
 from lm import run as runs
 from lm.commands.exits import DONE
 from lm.commands.shared import RunArgument, open_console, show
+from lm.generate import SamplingConfig
+from lm.generate.texts import check_output
+from lm.judge import judge
 from lm.sharding import MeshConfig
+from lm.text.scores import Language
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +31,42 @@ class EvaluateArguments:
     """best (by validation loss), latest, or a step."""
     batches: int | None = None
     """At most so many batches; None = the whole split."""
+    scores: tuple[Literal["bleu", "chrf", "rouge_l", "exact_match", "token_f1"], ...] = ()
+    """Also write a text to each source of the split (task seq2seq) and score it against the target."""
+    language: Language = "en"
+    """How scores cut texts: en by words, zh by characters."""
+    texts: Path | None = None
+    """Where to write sources, targets and texts, as JSON lines; None = nowhere."""
+    limit: int | None = None
+    """Only so many documents are written to; None = all."""
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
+    """How texts are written."""
     baselines: bool = False
     """Also compress the same text without a model: byte entropy and zlib."""
     json: bool = False
     """One JSON object instead of a table."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """How devices are arranged."""
+
+
+def _scores(asked: EvaluateArguments, console: Console) -> dict[str, Any]:
+    """What the run writes, scored; the texts to a file if that is asked for."""
+    if asked.texts is not None:
+        check_output(asked.texts)
+    with console.status("writing") as status:
+        judged = judge(
+            asked.run,
+            asked.scores,
+            asked.sampling,
+            language=asked.language,
+            split=asked.split,
+            checkpoint=asked.checkpoint,
+            limit=asked.limit,
+            on_batch=lambda done, total: status.update(f"writing {done}/{total}"),
+        )
+    if asked.texts is not None:
+        judged.save(asked.texts)
+    return judged.scores
 
 
 def run(arguments: list[str]) -> int:
@@ -47,6 +83,8 @@ def run(arguments: list[str]) -> int:
             with_baselines=asked.baselines,
             on_batch=lambda done, total: status.update(f"evaluating {done}/{total}"),
         )
+    if asked.scores:
+        result |= _scores(asked, console)
     if asked.json:
         print(json.dumps(result))
         return DONE
@@ -74,7 +112,13 @@ _ROWS = {
     "next_accuracy": ("accuracy of next sentences", "{:.2%}"),
     "macro_f1": ("macro F1", "{:.3f}"),
     "micro_f1": ("micro F1", "{:.3f}"),
+    "exact_match": ("exact match (of 100)", "{:.2f}"),
+    "f1": ("F1 of words (of 100)", "{:.2f}"),
     "bits_per_byte": ("bits per byte", "{:.3f}"),
+    "bleu": ("BLEU", "{:.2f}"),
+    "chrf": ("chrF", "{:.2f}"),
+    "rouge_l": ("ROUGE-L", "{:.2f}"),
+    "token_f1": ("F1 of tokens", "{:.2f}"),
     "order0_bits_per_byte": ("  byte frequencies alone (order-0 entropy)", "{:.3f}"),
     "zlib_bits_per_byte": ("  zlib level 9", "{:.3f}"),
 }

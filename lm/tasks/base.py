@@ -6,15 +6,18 @@ here and a row in `lm.tasks.TASKS`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
 from lm import losses, metrics
 from lm.data.config import DataConfig
 from lm.data.loader import Maker
+from lm.data.packing import Examples
+from lm.data.store import TokenStore
 from lm.errors import check
 from lm.models.transformer import ModelConfig, Transformer, head_parameters
 from lm.text.tokenizer import Tokenizer
@@ -78,6 +81,22 @@ class Task(Protocol):
 
     def summarise(self, sums: metrics.Sums) -> dict[str, float]:
         """What is reported, from the sums over all batches; `loss` is what is compared between checkpoints."""
+
+
+@runtime_checkable
+class AnsweringTask(Protocol):
+    """An objective whose model gives texts that can be compared with right ones, which `lm evaluate` then does."""
+
+    def say(self, model: Transformer, params: Any, batch: Batch) -> dict[str, Array]:
+        """What the model says of each row of a batch, `[B, …]`."""
+
+    def texts(
+        self, said: Iterable[Mapping[str, np.ndarray]], store: TokenStore, examples: Examples
+    ) -> list[tuple[str, Sequence[str]]]:
+        """Each text that is given, with the right ones, from what is said of the first batches of `examples`."""
+
+    def score_texts(self, texts: Sequence[tuple[str, Sequence[str]]]) -> dict[str, float]:
+        """What is reported of them (at least one), with standard errors."""
 
 
 def hidden_of(model: Transformer, params: Any, batch: Batch, dropout_key: Array | None) -> Array:

@@ -181,11 +181,13 @@ class Distilled:
 
 
 def _cosine_loss(student: Array, teacher: Array, weights: Array) -> Array:
-    """Weighted sum of 1 - cosine, of `[B, T, D]` twice; weights are `[B, T]`, or `[B]` for the mean over a row."""
+    """Weighted sum of 1 - cosine, of `[B, T, D]` twice; others than `[B, T]` weigh means of rows."""
 
     def unit(x: Array) -> Array:
         x = x.astype(jnp.float32)
         return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
     distance = 1 - jnp.sum(unit(student) * unit(teacher), axis=-1)
-    return jnp.sum(distance * weights if weights.ndim == 2 else jnp.mean(distance, axis=1) * weights)
+    if weights.shape == distance.shape:
+        return jnp.sum(distance * weights)
+    return jnp.sum(jnp.mean(distance, axis=1) * weights.reshape(len(weights), -1).sum(axis=1))

@@ -38,11 +38,12 @@ SERVES = {
     "span_corruption": ("t5", "transformer"),
     "seq2seq": ("t5", "transformer", "gpt", "llama", "prefix"),
     "classification": ("bert", "gpt", "llama", "prefix"),
+    "extractive_qa": ("bert",),
 }
 PAIRS = [(family, kind) for kind, families in SERVES.items() for family in families]
 # Each objective and each family once; the rest is slow.
 FAST = [("gpt", "causal_lm"), ("prefix", "prefix_lm"), ("bert", "masked_lm"), ("bert", "bert")]
-FAST += [("transformer", "span_corruption"), ("t5", "seq2seq"), ("llama", "classification")]
+FAST += [("transformer", "span_corruption"), ("t5", "seq2seq"), ("llama", "classification"), ("bert", "extractive_qa")]
 
 DATA: dict[str, dict[str, Any]] = {
     "bert": {"sentences": True},
@@ -53,6 +54,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "masked_lm": {"masking": MaskingConfig(whole_words="pieces")},
     "causal_lm": {"loss_chunk": 5},
     "seq2seq": {"label_smoothing": 0.1},
+    "extractive_qa": {"max_question": 8, "stride": 6, "no_answer": 0.0},
 }
 
 
@@ -69,6 +71,21 @@ def write_corpus(path: Path, documents: int = 80) -> None:
             file.write(json.dumps(row) + "\n")
 
 
+def write_questions(path: Path, texts: int = 40) -> None:
+    """Two questions on each text of some words: what follows a word, with an answer or without."""
+    rng = np.random.default_rng(0)
+    words = ["cat", "dog", "mat", "sat", "saw", "ran", "the", "a", "red", "blue"]
+    paragraphs = []
+    for i in range(texts):
+        drawn = list(rng.choice(words, 10 + i % 30))
+        at = int(rng.integers(len(drawn) - 2))
+        answer = {"text": drawn[at + 1], "answer_start": len(" ".join([*drawn[: at + 1], ""]))}
+        asked = {"id": f"{i}", "question": f"behind {drawn[at]}?", "answers": [answer]}
+        without = {"id": f"{i} without", "question": "where is green?", "answers": [], "is_impossible": True}
+        paragraphs.append({"context": " ".join(drawn), "qas": [asked, without]})
+    path.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}), encoding="utf-8")
+
+
 def task_of(kind: str) -> AnyTask:
     return TASKS[kind](**SETTINGS.get(kind, {}))
 
@@ -78,11 +95,12 @@ def experiment(folder: Path, family: str, kind: str, **train: Any) -> Experiment
     corpus = folder / "corpus.jsonl"
     if not corpus.exists():
         write_corpus(corpus)
+        write_questions(folder / "questions.json")
     specials = ("<mask>", *(f"<extra_id_{i}>" for i in range(4)))
     packing = {"prefix_lm": "documents", "causal_lm": "stream"}.get(kind, "stream")
     return Experiment(
         data=DataConfig(
-            source=f"jsonl:{corpus}",
+            source=f"squad:{folder / 'questions.json'}" if kind == "extractive_qa" else f"jsonl:{corpus}",
             root=str(folder / "datasets"),
             validation_fraction=0.2,
             seq_len=24,
