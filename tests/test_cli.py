@@ -70,7 +70,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown command": (["trian"], r"unknown command 'trian'; choose one of train, evaluate"),
     "unknown override": ([*TRAIN, "--optim.peak-lrr", "1"], r"--optim\.peak-lrr.*Perhaps you meant: --optim\.peak-lr "),
     "wrong type": ([*TRAIN, "--optim.peak-lr", "fast"], r"--optim\.peak-lr: .*'fast'.*see `lm train config.py --help`"),
-    "wrong choice": ([*TRAIN, "--model.positions", "polar"], r"'polar'.*'learned', 'sinusoidal', 'rope', 'none'"),
+    "wrong choice": ([*TRAIN, "--model.positions", "polar"], r"'polar'.*'learned', 'sinusoidal', 'rope', 'relative', 'none'"),
     "flag with a value": (
         [*TRAIN, "--model.use-bias", "False"],
         r"--model.use-bias takes.*'False'; write --model.no-use-bias;",

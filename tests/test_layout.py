@@ -30,6 +30,7 @@ LEVELS = {
     "lm.loop": 5,
     "lm.config": 6,
     "lm.run": 7,
+    "lm.judge": 7,
     "lm.console": 7,
     "lm.plots": 7,
     "lm.plan": 7,

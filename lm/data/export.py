@@ -19,7 +19,7 @@ import numpy as np
 from lm.data.atomic import whole_folder
 from lm.data.manifest import MANIFEST_FILE, TOKENIZER_FOLDER, Manifest, SourceFile, load_manifest
 from lm.data.sources import fingerprint_file
-from lm.data.store import DatasetStore, part_stops
+from lm.data.store import DatasetStore, part_texts
 from lm.errors import UserError, check, require
 from lm.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -235,7 +235,6 @@ def _write(
 def _documents(store: DatasetStore, tokenizer: Tokenizer, labels: Sequence[str]) -> Iterator[_Exported]:
     """The documents of a split in order."""
     offsets = store.document_offsets
-    stops = None if store.part_starts is None else part_stops(store)
     first, count = 0, len(offsets) - 1
     while first < count:
         # As many whole documents as fit, and one at least.
@@ -244,11 +243,8 @@ def _documents(store: DatasetStore, tokenizer: Tokenizer, labels: Sequence[str])
         for document in range(first, last):
             begin, end = offsets[document] - offsets[first], offsets[document + 1] - offsets[first]
             ids = tokens[begin:end]
-            parts = label = None
-            if store.part_offsets is not None and store.part_starts is not None and stops is not None:
-                mine = slice(*store.part_offsets[document : document + 2])
-                bounds = zip(store.part_starts[mine] - offsets[first], stops[mine] - offsets[first])
-                parts = [tokenizer.decode(tokens[start:stop].tolist()) for start, stop in bounds]
+            label = None
+            parts = None if store.part_starts is None else part_texts(store, document, tokenizer.decode)
             if store.labels is not None:
                 label = labels[store.labels[document]]
             yield _Exported(store.document_key(document), tokenizer.decode(ids[:-1].tolist()), ids, parts, label)

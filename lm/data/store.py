@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -72,6 +73,17 @@ def part_stops(store: TokenStore) -> np.ndarray:
     last = store.part_offsets[1:] - 1  # a document has at least one part
     stops[last] = store.document_offsets[1:] - 1
     return stops
+
+
+def part_texts(store: TokenStore, document: int, decode: Callable[[list[int]], str]) -> list[str]:
+    """The parts of a document as text. Raises `UserError` where documents have none."""
+    check(store.part_starts is not None, "the dataset's documents have no parts; prepare it with data.fields")
+    assert store.part_starts is not None
+    assert store.part_offsets is not None
+    first, last = int(store.part_offsets[document]), int(store.part_offsets[document + 1])
+    end = int(store.document_offsets[document + 1]) - 1  # before the end-of-text token
+    bounds = [*store.part_starts[first:last].tolist(), end]
+    return [decode(store.read(start, stop).tolist()) for start, stop in itertools.pairwise(bounds)]
 
 
 class MemoryStore:
