@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -14,7 +15,8 @@ from lm import run as runs
 from lm.commands.exits import DONE
 from lm.commands.shared import RunArgument, open_console
 from lm.errors import UserError, check
-from lm.generate import Generator, SamplingConfig
+from lm.generate import SamplingConfig
+from lm.generate.texts import as_json, check_output, make_generator, one_line, read_prompts, write_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,13 @@ class GenerateArguments:
     """Texts to continue, all in one batch (--prompt A B); none = begin a document."""
     prompt_ids: tuple[str, ...] = ()
     """Prompts as token ids instead, such as 1,5,9; taken as they are, without a token that begins a document."""
+    file: Path | None = None
+    """File of prompts instead: a prompt a line, or .jsonl with objects that hold it under "prompt"."""
+    output: Path | None = None
+    """Where to write what follows the prompts of --file, a line each and in order: the text with \\n for a new line
+    (and \\\\ for a backslash), or to a .jsonl file what --json tells; None = on the terminal."""
+    batch_size: int = 32
+    """Prompts of --file at a time; changes how fast it goes and how much memory it takes."""
     checkpoint: str = "best"
     """best (by validation loss), latest, or a step."""
     json: bool = False
@@ -37,7 +46,12 @@ class GenerateArguments:
 def run(arguments: list[str]) -> int:
     """`lm generate RUN --prompt TEXT ... [options]`."""
     asked = configs.parse(GenerateArguments, None, arguments, prog="lm generate")
-    check(not (asked.prompt and asked.prompt_ids), "give --prompt or --prompt-ids, not both")
+    given = [name for name in ("prompt", "prompt_ids", "file") if getattr(asked, name)]
+    flags = [f"--{name.replace('_', '-')}" for name in given]
+    check(len(given) <= 1, f"give {' or '.join(flags)}, not both")
+    if asked.file is not None:
+        return _run_file(asked, asked.file)
+    check(asked.output is None, "--output goes with --file; without one, send what is shown to a file")
     open_console()
     trained = runs.load(asked.run, runs.inference_mesh(), asked.checkpoint)
     tokenizer = trained.tokenizer
@@ -47,30 +61,20 @@ def run(arguments: list[str]) -> int:
     else:
         texts = list(asked.prompt) or [""]
         ids = [trained.prompt_ids(text) for text in texts]
-    generator = Generator(
-        trained.model.config, trained.params, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id
-    )
-    stream = not asked.json and len(ids) == 1
-    if stream:
+    n_best = asked.sampling.n_best
+    stream = not asked.json and len(ids) == n_best == 1
+    # A source is not what the text begins with: the text stands alone, or below it.
+    goes_on = not trained.model.config.encoder_layers and trained.experiment.task.kind != "seq2seq"
+    if stream and goes_on:
         _write(texts[0])
-    results = generator.generate(
+    results = make_generator(trained).generate(
         ids,
         asked.sampling,
         decode=tokenizer.decode,
         on_tokens=(lambda row, ids, text: _write(text)) if stream else None,
     )
-    lines = []
-    for text, result in zip(texts, results):
-        lines.append(
-            {
-                "prompt": text,
-                "prompt_ids": result.prompt_ids,
-                "ids": result.ids,
-                "text": result.text,
-                "logprobs": [round(value, 6) for value in result.logprobs],
-                "finished": result.finished,
-            }
-        )
+    texts = [text for text in texts for _ in range(n_best)]
+    lines = [as_json(text, result) for text, result in zip(texts, results)]
     if asked.json:
         for line in lines:
             print(json.dumps(line, ensure_ascii=False))
@@ -78,7 +82,8 @@ def run(arguments: list[str]) -> int:
         _write("\n")
     else:
         for number, (text, result) in enumerate(zip(texts, results), 1):
-            _write(f"--- {number} of {len(results)}\n{text}{result.text or ''}\n")
+            score = "" if result.score is None else f" (score {result.score:.4f})"
+            _write(f"--- {number} of {len(results)}{score}\n{text}{'' if goes_on else chr(10)}{result.text or ''}\n")
     settings = dataclasses.asdict(asked.sampling)
     try:
         with (asked.run / "samples.jsonl").open("a", encoding="utf-8") as file:
@@ -86,6 +91,44 @@ def run(arguments: list[str]) -> int:
                 file.write(json.dumps({"step": trained.step, **line, "sampling": settings}, ensure_ascii=False) + "\n")
     except OSError as error:  # somebody else's run: the samples were shown, they are just not kept
         logging.getLogger(__name__).warning("samples were not added to %s: %s", asked.run, error.strerror)
+    return DONE
+
+
+def _run_file(asked: GenerateArguments, path: Path) -> int:
+    """Prompts from a file, texts to another or to the terminal; the run's samples.jsonl does not get them."""
+    check(asked.batch_size >= 1, f"--batch-size is {asked.batch_size}; it must be at least 1")
+    as_objects = asked.json or (asked.output is not None and asked.output.suffix == ".jsonl")
+    n_best = asked.sampling.n_best
+    check(
+        n_best == 1 or as_objects,
+        f"--n-best is {n_best}, and a line of text holds one; write to a .jsonl file, or give --json",
+    )
+    texts = read_prompts(path)
+    if asked.output is not None:
+        check_output(asked.output)
+    console = open_console()
+    with console.status("generating") as status:
+        trained = runs.load(asked.run, runs.inference_mesh(), asked.checkpoint)
+        generator = make_generator(trained)
+        prompts = [trained.prompt_ids(text) for text in texts]
+        generator.check_prompts(prompts, lambda index: f"{path}, line {index + 1}")
+        results = generator.generate(
+            prompts,
+            asked.sampling,
+            decode=trained.tokenizer.decode,
+            batch_size=asked.batch_size,
+            on_batch=lambda done: status.update(f"generating {done}/{len(prompts)}"),
+        )
+    if as_objects:
+        told = [as_json(texts[place // n_best], result) for place, result in enumerate(results)]
+        lines = [json.dumps(line, ensure_ascii=False) for line in told]
+    else:
+        lines = [one_line(result.text or "") for result in results]
+    if asked.output is not None:
+        write_lines(asked.output, lines)
+    else:
+        for line in lines:
+            print(line)
     return DONE
 
 

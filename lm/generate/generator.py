@@ -100,6 +100,7 @@ class Generator:
         decode: Decode | None = None,
         on_tokens: OnTokens | None = None,
         batch_size: int | None = None,
+        on_batch: Callable[[int], None] = lambda done: None,
     ) -> list[Generation]:
         """Continues every prompt.
 
@@ -115,6 +116,7 @@ class Generator:
             each text; the pieces join to `Generation.ids` and `Generation.text`, which is why text that may yet turn
             into a stop string comes later than its tokens.
           batch_size: prompts at a time, those of like lengths together; None = all.
+          on_batch: called with the number of prompts done.
 
         Returns:
           One `Generation` a prompt, in order; from a beam search `sampling.n_best` each, the best first.
@@ -123,7 +125,7 @@ class Generator:
           UserError: no prompt, an empty one, an id outside the vocabulary, a prompt that leaves no room in the
             context, stop strings without a decoder, or a vocabulary too small for as many texts as were asked for.
         """
-        self._check_prompts(prompts)
+        self.check_prompts(prompts)
         check(decode is not None or not sampling.stop, "stop strings need a tokenizer; give one or leave stop out")
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1")
         order, size = list(range(len(prompts))), len(prompts)
@@ -145,6 +147,7 @@ class Generator:
                     made |= self._search(batch, places, sampling, decode, on_tokens)
                 else:
                     made |= self._draw(batch, places, sampling, decode, on_tokens)
+            on_batch(begin + len(indices))
         return [made[place] for place in range(len(made))]
 
     def _draw(
@@ -270,25 +273,28 @@ class Generator:
             f"prompt {prompt}: the model's logits are not finite; its parameters hold NaN or infinity",
         )
 
-    def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+    def check_prompts(
+        self, prompts: Sequence[Sequence[int]], name: Callable[[int], str] = lambda index: f"prompt {index}"
+    ) -> None:
+        """Raises `UserError` for prompts that `generate` can't serve, told by `name` of their index."""
         check(len(prompts) > 0, "there is no prompt; give at least one")
         for index, prompt in enumerate(prompts):
-            check(len(prompt) > 0, f"prompt {index} has no token; start it with the tokenizer's bos_id")
+            n, most = len(prompt), self.config.max_len
+            check(n > 0, f"{name(index)} has no token; start it with the tokenizer's bos_id")
             if self._first:
                 check(
-                    len(prompt) <= self.config.max_len,
-                    f"prompt {index} has {len(prompt)} tokens; a source has at most model.max_len ="
-                    f" {self.config.max_len}; shorten it",
+                    n <= most,
+                    f"{name(index)} has {n} tokens; a source has at most model.max_len = {most}; shorten it",
                 )
             check(
-                self._first or len(prompt) < self.config.max_len,
-                f"prompt {index} has {len(prompt)} tokens; the model's context (model.max_len) is"
-                f" {self.config.max_len}, new tokens included; shorten it to {self.config.max_len - 1} or fewer",
+                self._first or n < most,
+                f"{name(index)} has {n} tokens; the model's context (model.max_len) is {most}, new tokens included;"
+                f" shorten it to {most - 1} or fewer",
             )
             for token in prompt:
                 if not 0 <= token < self.vocab_size:
                     raise UserError(
-                        f"prompt {index} has token id {token}, outside the vocabulary;"
+                        f"{name(index)} has token id {token}, outside the vocabulary;"
                         f" ids go from 0 to {self.vocab_size - 1}"
                     )
 
