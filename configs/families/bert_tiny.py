@@ -39,5 +39,5 @@ def get_config() -> Experiment:
         ),
         task=BertPretraining(masking=MaskingConfig(whole_words="pieces")),
         optim=OptimConfig(optimizer="adamw", peak_lr=2e-3, schedule="linear", warmup=0.1, weight_decay=0.01),
-        train=TrainConfig(steps=3000, batch_size=64, log_every=20, eval_every=300, save_every=600),
+        train=TrainConfig(steps=1500, batch_size=64, log_every=20, eval_every=250, save_every=750),
     )

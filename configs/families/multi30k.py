@@ -46,5 +46,5 @@ def get_config() -> Experiment:
         ),
         task=Seq2Seq(label_smoothing=0.1),
         optim=OptimConfig(optimizer="adamw", peak_lr=2e-3, schedule="cosine", warmup=0.1, weight_decay=0.01),
-        train=TrainConfig(epochs=8, batch_size=64, log_every=20, eval_every=453, save_every=453),
+        train=TrainConfig(epochs=6, batch_size=64, log_every=20, eval_every=453, save_every=453),
     )
