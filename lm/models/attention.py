@@ -228,10 +228,13 @@ def heads_first(query: Array, key: Array, value: Array) -> tuple[Array, Array, A
     The products then run over whole matrices of a head, in the order they lie in memory: on CPUs that takes 0.6 times
     what the same sums take with heads between time and features.
     """
+    return queries_first(query, key.shape[2]), key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+
+
+def queries_first(query: Array, kv_heads: int) -> Array:
+    """`[B, T, N, H]` to `[B, K, G, T, H]`."""
     B, T, N, H = query.shape
-    K = key.shape[2]
-    query = query.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    return query, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    return query.reshape(B, T, kv_heads, N // kv_heads, H).transpose(0, 2, 3, 1, 4)
 
 
 def heads_last(out: Array) -> Array:

@@ -167,7 +167,7 @@ class Attention(nn.Module):
         query = constrain(query, "batch", "length", "activation_heads", None)
         mask = attention.source_mask(context.segments, context.source_segments)
         if cache is not None and "source_key" in cache:
-            query, _, _ = attention.heads_first(query, query, query)
+            query = attention.queries_first(query, self.n_kv_heads)
             keys, values = cache["source_key"].astype(self.dtype), cache["source_value"].astype(self.dtype)
             out = attention.heads_last(attention.attend(query, keys, values, mask, None, self.scale, self.softcap))
             return self.out(out if mask is None else attention.only_where_seen(out, mask))
