@@ -1,0 +1,86 @@
+"""What a model looks at and what it carries from layer to layer, for study: slow, and of one batch at a time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm.errors import check
+from lm.models.blocks import INTERMEDIATES
+from lm.models.transformer import Transformer
+
+READ = ("tokens", "positions", "segments", "types", "prefix", "source_tokens", "source_positions", "source_segments")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    """What went on inside a model while it read one batch, without dropout."""
+
+    attention: dict[str, np.ndarray]
+    """Float32 probabilities `[L, B, N, T, S]`, of queries (T) over keys (S): `self` of the decoder or the only stack,
+    and of an encoder-decoder `encoder` (`[L, B, N, S, S]`) and `cross`. A row sums to 1, or is all 0 where a query may
+    see nothing."""
+    hidden: np.ndarray
+    """`[L + 1, B, T, D]` in the compute dtype: what the first layer reads, then what each layer writes. With norms
+    before the blocks, the last has not been through the final norm."""
+    encoder_hidden: np.ndarray | None
+    """The same of an encoder-decoder's encoder, `[L + 1, B, S, D]`; None without one."""
+
+
+def capture(model: Transformer, params: Any, batch: Mapping[str, Any]) -> Captured:
+    """Runs a model over a batch and keeps the attention probabilities and the residual stream of every layer.
+
+    The probabilities are those of attention written out in float32, whichever implementation the model trains with.
+
+    Args:
+      model: the Transformer.
+      params: its parameters, without `nn.Partitioned` boxes.
+      batch: `tokens` int32 `[B, T]` and, where the model's task has them, `positions`, `segments`, `types`, `prefix`,
+        `source_tokens` int32 `[B, S]`, `source_positions` and `source_segments`; everything else is left alone.
+
+    Returns:
+      Arrays in host memory.
+
+    Raises:
+      UserError: no tokens, or no source for an encoder-decoder.
+    """
+    check("tokens" in batch, "the batch has no tokens; there is nothing to read")
+    inputs = {name: np.asarray(batch[name]) for name in READ if name in batch}
+    check(
+        not model.config.encoder_layers or "source_tokens" in inputs,
+        "the model is an encoder-decoder (model.encoder_layers), and the batch has no source_tokens",
+    )
+
+    def read(params: Any, inputs: dict[str, Any]) -> Any:
+        _, found = model.apply({"params": params}, **inputs, mutable=[INTERMEDIATES], method=_hidden)
+        return found[INTERMEDIATES]
+
+    found = jax.device_get(jax.jit(read)(params, inputs))
+
+    def stream(first: str, layers: str) -> np.ndarray:
+        return np.concatenate([found[first][None], found[layers]["hidden"]])
+
+    attention = {"self": found["layers"]["attention"]["probabilities"]}
+    encoder_hidden = None
+    if model.config.encoder_layers:
+        attention["encoder"] = found["encoder_layers"]["attention"]["probabilities"]
+        attention["cross"] = found["layers"]["cross_attention"]["probabilities"]
+        encoder_hidden = stream("encoder_embedded", "encoder_layers")
+    return Captured(attention=attention, hidden=stream("embedded", "layers"), encoder_hidden=encoder_hidden)
+
+
+def _hidden(
+    model: Transformer,
+    tokens: Any,
+    source_tokens: Any = None,
+    source_positions: Any = None,
+    source_segments: Any = None,
+    **inputs: Any,
+) -> Any:
+    """The whole model up to its heads."""
+    source = None
+    if source_tokens is not None:
+        source = model.encode(source_tokens, source_positions, source_segments)
+    return model.hidden(tokens, **inputs, source=source, source_segments=source_segments)
