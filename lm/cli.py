@@ -17,13 +17,14 @@ COMMANDS = {
     "train": "train a model from a config file, or resume a run",
     "evaluate": "loss, perplexity and bits per byte of a run",
     "generate": "continue prompts with a trained run",
+    "inspect": "what a run looks at in a text: attention maps, losses, guesses of each layer, as a page",
     "prepare": "turn text into a dataset, without training",
     "tokenizer": "train, compare or look at tokenizers",
     "doctor": "versions, devices, memory, disk: can this machine run it?",
 }
 
 # Those that compute, and so allocate and free the same gigabyte at every step.
-COMPUTING = ("train", "evaluate", "generate")
+COMPUTING = ("train", "evaluate", "generate", "inspect")
 TUNABLE = "glibc.malloc.hugetlb"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
