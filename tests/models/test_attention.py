@@ -13,8 +13,9 @@ from lm.models.attention import attention_mask, choose_implementation, softmax_a
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 ON_CPU = ("xla", "blocked")
-STATIC = ("implementation", "causal", "window", "softcap", "dropout_rate")
+STATIC = ("implementation", "causal", "window", "softcap", "dropout_rate", "scale")
 self_attention = jax.jit(attention.self_attention, static_argnames=STATIC)
+cross_attention = jax.jit(attention.cross_attention, static_argnames=("implementation", "softcap", "scale"))
 
 
 def inputs(T: int, N: int, K: int, *, B: int = 2, H: int = 8, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -33,8 +34,36 @@ def documents(T: int, B: int = 2) -> np.ndarray:
     return segments
 
 
-def reference(query, key, value, *, causal=True, window=None, segments=None, softcap=0.0) -> np.ndarray:
+def reference(
+    query,
+    key,
+    value,
+    *,
+    causal=True,
+    window=None,
+    segments=None,
+    prefix=None,
+    distance_bias=None,
+    scale=True,
+    softcap=0.0,
+) -> np.ndarray:
     """Attention as its definition reads: one query at a time, float64."""
+    T = query.shape[1]
+
+    def seen(b, t):
+        return [
+            s
+            for s in range(T)
+            if (s <= t or not causal or (prefix is not None and prefix[b, s] and prefix[b, t]))
+            and (window is None or abs(t - s) < window)
+            and (segments is None or segments[b, s] == segments[b, t])
+        ]
+
+    return by_definition(query, key, value, seen, distance_bias, scale, softcap)
+
+
+def by_definition(query, key, value, seen, distance_bias=None, scale=True, softcap=0.0) -> np.ndarray:
+    """`seen(b, t)` lists the keys of a query; where there are none, the result is 0."""
     query, key, value = (x.astype(np.float64) for x in (query, key, value))
     B, T, N, H = query.shape
     group = N // key.shape[2]
@@ -42,18 +71,16 @@ def reference(query, key, value, *, causal=True, window=None, segments=None, sof
     for b in range(B):
         for n in range(N):
             for t in range(T):
-                seen = [
-                    s
-                    for s in range(T)
-                    if (s <= t or not causal)
-                    and (window is None or abs(t - s) < window)
-                    and (segments is None or segments[b, s] == segments[b, t])
-                ]
-                scores = key[b, seen, n // group] @ query[b, t, n] / math.sqrt(H)
+                at = seen(b, t)
+                if len(at) == 0:
+                    continue
+                scores = key[b, at, n // group] @ query[b, t, n] / (math.sqrt(H) if scale else 1)
+                if distance_bias is not None:
+                    scores = scores + [distance_bias[n, s - t + T - 1] for s in at]
                 if softcap:
                     scores = softcap * np.tanh(scores / softcap)
                 weights = np.exp(scores - scores.max())
-                out[b, t, n] = weights / weights.sum() @ value[b, seen, n // group]
+                out[b, t, n] = weights / weights.sum() @ value[b, at, n // group]
     return out
 
 
@@ -87,6 +114,108 @@ def test_attention_to_both_sides_is_its_definition(implementation, T, window, pa
     settings = {"causal": False, "window": window, "segments": documents(T) if packed else None}
     out = self_attention(query, key, value, implementation=implementation, **settings)
     np.testing.assert_allclose(out, reference(query, key, value, **settings), atol=2e-6, rtol=1e-5)
+
+
+FURTHER = [  # causal, window, packed, prefix, relative, scale, softcap
+    (True, None, False, False, True, True, 0.0),
+    (True, 3, True, False, True, False, 1.5),
+    (True, None, True, True, False, False, 0.0),
+    (True, 4, False, True, True, True, 0.0),
+    (True, None, True, True, True, True, 1.5),
+    (False, None, True, False, True, False, 0.0),
+    (False, 3, False, False, True, True, 0.0),
+]
+
+
+@pytest.mark.parametrize("implementation", ON_CPU)
+@pytest.mark.parametrize("case", FURTHER)
+def test_prefixes_and_relative_positions_are_their_definitions(implementation, case):
+    causal, window, packed, with_prefix, relative, scale, softcap = case
+    T, N = 9, 4
+    query, key, value = inputs(T, N, 2)
+    rng = np.random.default_rng(1)
+    settings = {
+        "causal": causal,
+        "window": window,
+        "segments": documents(T) if packed else None,
+        "prefix": (rng.random((2, T)) < 0.5).astype(np.int32) if with_prefix else None,
+        "distance_bias": rng.standard_normal((N, 2 * T - 1)).astype(np.float32) if relative else None,
+        "scale": scale,
+        "softcap": softcap,
+    }
+    out = self_attention(query, key, value, implementation=implementation, **settings)
+    np.testing.assert_allclose(out, reference(query, key, value, **settings), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ON_CPU)
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_gradient_of_a_bias_is_that_of_plain_attention(implementation, causal):
+    T, N = 11, 2
+    query, key, value = inputs(T, N, 1)
+    bias = np.random.default_rng(1).standard_normal((N, 2 * T - 1)).astype(np.float32)
+    mask = attention.self_mask(T, causal=causal, window=None, segments=None, prefix=None)
+    at = np.arange(T)
+
+    def plain(bias):
+        spread = bias[None, :, at[None] - at[:, None] + T - 1]
+        return jnp.sum(jnp.sin(softmax_attention(query, key, value, mask, bias=spread)))
+
+    def chosen(bias):
+        out = self_attention(query, key, value, implementation=implementation, causal=causal, distance_bias=bias)
+        return jnp.sum(jnp.sin(out))
+
+    ours, theirs = jax.jit(jax.grad(chosen))(bias), jax.jit(jax.grad(plain))(bias)
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    assert np.any(np.asarray(ours)[:, : T - 1] != 0)
+
+
+@pytest.mark.parametrize("implementation", ON_CPU)
+@pytest.mark.parametrize(("K", "scale", "softcap"), [(4, True, 0.0), (2, False, 0.0), (1, True, 1.5)])
+def test_attention_to_a_source_is_its_definition(implementation, K, scale, softcap):
+    """Of other lengths, with padding on both sides and a segment without a source."""
+    query, *_ = inputs(7, 4, 4)
+    _, key, value = inputs(9, 4, K, seed=1)
+    segments = np.array([[1, 1, 2, 2, 3, 3, 0], [1, 1, 1, 1, 1, 1, 1]], np.int32)
+    source = np.array([[1, 1, 1, 2, 4, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0, 0, 0]], np.int32)
+    settings = {"implementation": implementation, "scale": scale, "softcap": softcap}
+
+    def seen(b, t):
+        return [s for s in range(9) if source[b, s] and source[b, s] == segments[b, t]]
+
+    out = cross_attention(query, key, value, attention.source_mask(segments, source), **settings)
+    right = by_definition(query, key, value, seen, None, scale, softcap)
+    np.testing.assert_allclose(out, right, atol=2e-6, rtol=1e-5)
+    assert not np.any(right[0, 4:])
+    # Without segments of its own a token sees all of the source but padding; without any, all of it.
+    out = cross_attention(query, key, value, attention.source_mask(None, source), **settings)
+    right = by_definition(query, key, value, lambda b, t: np.flatnonzero(source[b]), None, scale, softcap)
+    np.testing.assert_allclose(out, right, atol=2e-6, rtol=1e-5)
+    assert attention.source_mask(segments, None) is None
+    out = cross_attention(query, key, value, None, **settings)
+    right = by_definition(query, key, value, lambda b, t: np.arange(9), None, scale, softcap)
+    np.testing.assert_allclose(out, right, atol=2e-6, rtol=1e-5)
+
+
+def test_a_source_that_nobody_may_see_gets_no_gradient():
+    query, key, value = inputs(4, 2, 2)
+    segments, source = np.full((2, 4), 2, np.int32), np.ones((2, 4), np.int32)
+    mask = attention.source_mask(segments, source)
+    for implementation in ON_CPU:
+        grads = jax.grad(lambda qkv, i=implementation: jnp.sum(jnp.sin(cross_attention(*qkv, mask, implementation=i))))(
+            (query, key, value)
+        )
+        assert not any(np.any(grad) for grad in grads)
+
+
+def test_probabilities_are_what_attention_gives_values():
+    T, N = 8, 4
+    query, key, value = inputs(T, N, 2)
+    mask = attention.self_mask(T, causal=True, window=5, segments=documents(T), prefix=None)
+    bias = np.random.default_rng(1).standard_normal((1, N, T, T)).astype(np.float32)
+    weights = attention.probabilities(query, key, mask, bias=bias, softcap=2.0)
+    out = softmax_attention(query, key, value, mask, bias=bias, softcap=2.0)
+    values = np.repeat(value, 2, axis=2)
+    np.testing.assert_allclose(np.einsum("BNTS,BSNH->BTNH", weights, values), out, atol=2e-6)
 
 
 @pytest.mark.parametrize("implementation", ON_CPU)
@@ -246,6 +375,19 @@ def test_the_usual_choices_are_silent(caplog):
     assert not caplog.records
 
 
+def test_relative_positions_and_prefixes_fall_back_from_cudnn(monkeypatch, caplog):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    attention._say_once.cache_clear()
+    query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in inputs(8, 4, 4))
+    bias, prefix = jnp.zeros((4, 15)), jnp.ones((2, 8), jnp.int32)
+    with jax.numpy_dtype_promotion("standard"), caplog.at_level(logging.WARNING):
+        for settings in ({"distance_bias": bias}, {"prefix": prefix}):
+            trace = jax.make_jaxpr(lambda q, s=settings: attention.self_attention(q, key, value, **s))
+            assert "cudnn" not in str(trace(query))
+    assert "relative positions" in caplog.text
+    assert "a prefix" in caplog.text
+
+
 @pytest.mark.parametrize(("T", "K", "window"), [(16, 4, None), (14, 2, None), (16, 1, 4)])
 def test_cudnn_takes_our_shapes_and_arguments(monkeypatch, T, K, window):
     """Without a GPU the kernel can't run, but its call can be lowered: shapes, dtypes and settings are checked."""
@@ -267,17 +409,33 @@ def test_cudnn_takes_our_shapes_and_arguments(monkeypatch, T, K, window):
         assert f"sliding_window_length\\22: {window}" in text
 
 
-@pytest.mark.parametrize(("T", "window", "softcap", "block"), [(12, None, 0.0, 4), (13, 5, 0.0, 4), (7, None, 1.5, 6)])
-def test_queries_over_a_cache_may_be_cut(monkeypatch, T, window, softcap, block):
+@pytest.mark.parametrize(
+    ("T", "window", "softcap", "block", "relative", "prefix"),
+    [
+        (12, None, 0.0, 4, False, 0),
+        (13, 5, 0.0, 4, False, 0),
+        (7, None, 1.5, 6, False, 0),
+        (13, None, 0.0, 4, True, 0),
+        (11, None, 0.0, 4, False, 6),
+        (10, 4, 0.0, 4, True, 7),
+    ],
+)
+def test_queries_over_a_cache_may_be_cut(monkeypatch, T, window, softcap, block, relative, prefix):
     """Cut or not, the same: and for a row that fills the cache from its start, plain causal attention."""
     B, N, K, S = 2, 4, 2, 16
     query, key, value = inputs(S, N, K, B=B)
     at = np.stack([np.arange(T), 3 + np.arange(T)]).astype(np.int32)  # the second row has 3 tokens in the cache already
     asked = np.take_along_axis(query, at[:, :, None, None], axis=1)
     q, k, v = attention.heads_first(jnp.asarray(asked), jnp.asarray(key), jnp.asarray(value))
+    bias = jnp.asarray(np.random.default_rng(1).standard_normal((N, 2 * S - 1)), jnp.float32) if relative else None
+    # In the second row the prefix begins where the queries do: what came before it was not part of it.
+    in_prefix = np.zeros((B, S), np.int32)
+    in_prefix[0, :prefix], in_prefix[1, 3 : 3 + prefix] = 1, 1
+    settings = {"window": window, "softcap": softcap, "distance_bias": bias}
 
     def attend():
-        out = jax.jit(lambda: attention.cached_attention(q, k, v, at, window=window, softcap=softcap))()
+        given = np.take_along_axis(in_prefix, at, axis=1) if prefix else None
+        out = jax.jit(lambda: attention.cached_attention(q, k, v, at, prefix=given, **settings))()
         return attention.heads_last(out)
 
     whole = attend()
@@ -285,7 +443,7 @@ def test_queries_over_a_cache_may_be_cut(monkeypatch, T, window, softcap, block)
     cut = attend()
     assert cut.shape == (B, T, N, 8)
     np.testing.assert_allclose(cut, whole, atol=1e-6, rtol=0)
-    right = reference(query, key, value, window=window, softcap=softcap)
+    right = reference(query, key, value, prefix=in_prefix, **settings)
     np.testing.assert_allclose(cut, np.take_along_axis(right, at[:, :, None, None], axis=1), atol=2e-6, rtol=1e-5)
 
 

@@ -149,3 +149,38 @@ def test_half_precision_scores_are_float32_and_more_than_half_precise():
     assert out.dtype == F32
     exact = np.asarray(x, np.float64) @ np.asarray(jnp.asarray(kernel, BF16), np.float64)
     np.testing.assert_allclose(out, exact, atol=1e-3)
+
+
+def test_distances_fall_into_t5s_buckets():
+    """Of 32 for both sides: 8 of one distance each, then ranges up to 128, and 16 further on for later keys."""
+    edges = [8, 12, 16, 23, 32, 46, 64, 91]  # 8 * 16 ** (i / 8), rounded up: where bucket 8 + i begins
+    both = layers.distance_buckets(np.arange(-300, 301), 32, 128, True)
+    for distance, bucket in zip(range(-300, 301), both):
+        away = abs(distance)
+        expected = away if away < 8 else 7 + sum(away >= edge for edge in edges)
+        assert bucket == expected + 16 * (distance > 0), distance
+    one = layers.distance_buckets(np.arange(-300, 301), 32, 128, False)
+    edges = [math.ceil(round(16 * 8 ** (i / 16), 9)) for i in range(16)]
+    for distance, bucket in zip(range(-300, 301), one):
+        away = max(-distance, 0)
+        assert bucket == (away if away < 16 else 15 + sum(away >= edge for edge in edges)), distance
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 4), (4, 1), (5, 5), (3, 7), (7, 2)])
+def test_distances_spread_over_queries_and_keys(rows, columns):
+    by_distance = np.random.default_rng(0).standard_normal((2, rows + columns - 1)).astype(np.float32)
+    matrix = layers.spread(by_distance, rows)
+    assert matrix.shape == (1, 2, rows, columns)
+    for t, s in np.ndindex(rows, columns):
+        np.testing.assert_array_equal(matrix[0, :, t, s], by_distance[:, s - t + rows - 1])
+
+
+@pytest.mark.parametrize("both_sides", [True, False])
+def test_relative_bias_reads_its_table_by_distance(both_sides):
+    bias = layers.RelativeBias(8, 10, 3, both_sides, ONES, F32)
+    table = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+    out = bias.apply({"params": {"embedding": table}}, 6)
+    assert out.shape == (3, 11)
+    assert out.dtype == F32
+    rows = layers.distance_buckets(np.arange(-5, 6), 8, 10, both_sides)
+    np.testing.assert_array_equal(out, table[rows].T)

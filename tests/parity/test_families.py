@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from lm import losses, tree
 from lm.generate import decode
+from lm.models.layers import distance_buckets
 from lm.models.transformer import Transformer, cross_cache, init_cache
 
 
@@ -130,3 +131,16 @@ def test_the_transformer_of_2017_is_that_of_torch(torch_models):
         theirs = model(families.translation_batch()).numpy()
     assert np.ptp(theirs) > 1
     np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 10), (64, 512)])
+@pytest.mark.parametrize("both_sides", [True, False])
+def test_buckets_of_distances_are_those_of_t5(buckets, furthest, both_sides):
+    import torch
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    distance = np.arange(-3000, 3001)
+    theirs = T5Attention._relative_position_bucket(torch.from_numpy(distance), both_sides, buckets, furthest)
+    np.testing.assert_array_equal(distance_buckets(distance, buckets, furthest, both_sides), theirs.numpy())
