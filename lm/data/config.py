@@ -29,8 +29,8 @@ class DataConfig:
 
     source: str = "python-stdlib"
     """Text to read. FORM:GLOB names files, as they are or as .gz, .bz2, .xz, .zst; FORM is text, html, jsonl, json,
-    csv, tsv, parquet or squad. Or tfds:NAME[/CONFIG][#SPLIT], tfds:FOLDER, hf:NAME[@CONFIG][#SPLIT], hf:FOLDER or
-    python-stdlib."""
+    csv, tsv, parquet or squad. Or parallel:FILE,FILE, tfds:NAME[/CONFIG][#SPLIT], tfds:FOLDER,
+    hf:NAME[@CONFIG][#SPLIT], hf:FOLDER or python-stdlib."""
     validation_source: str | None = None
     """Validation text in the same forms; when given, nothing of `source` is held out for validation."""
     test_source: str | None = None

@@ -69,7 +69,8 @@ def export_jsonl_zst(
 ) -> ExportManifest:
     """Writes `SPLIT.jsonl.zst`: an object a line with the document's `text` and `key`, compressed by Zstandard.
 
-    Where documents have them, an object also holds `parts`, a list of texts, and `label`, the name of a class.
+    Where documents have them, an object also holds `parts`, a list of texts, `label`, the name of a class, and
+    `answers`, a list of the right answers to a question.
 
     Args:
       dataset: folder of a prepared dataset.
@@ -106,8 +107,8 @@ def export_tfrecord(
     """Writes `SPLIT-00000-of-00001.tfrecord` …: one `tf.train.Example` a document.
 
     Its features are `tokens` (int64, the end-of-document token included), and as bytes in UTF-8 `text`, `key` and,
-    where documents have them, `parts` and `label`. Arguments,
-    result and errors are those of `export_jsonl_zst`, but that it takes the package tensorflow.
+    where documents have them, `parts`, `label` and `answers`. Arguments, result and errors are those of
+    `export_jsonl_zst`, but that it takes the package tensorflow.
     """
     tf = require("tensorflow", extra="tfrecord", need="export to TFRecord")
 
@@ -134,10 +135,11 @@ class _Exported(NamedTuple):
     tokens: np.ndarray
     parts: list[str] | None
     label: str | None
+    answers: Sequence[str] | None
 
     def described(self) -> dict[str, Any]:
-        """Its texts, key and class, JSON-ready."""
-        more = {"parts": self.parts, "label": self.label}
+        """Its texts, key, class and answers, JSON-ready."""
+        more = {"parts": self.parts, "label": self.label, "answers": self.answers}
         return {"text": self.text, "key": self.key} | {name: value for name, value in more.items() if value is not None}
 
 
@@ -244,10 +246,12 @@ def _documents(store: DatasetStore, tokenizer: Tokenizer, labels: Sequence[str])
             begin, end = offsets[document] - offsets[first], offsets[document + 1] - offsets[first]
             ids = tokens[begin:end]
             label = None
+            answers = None if store.spans is None else store.questions[document].answers
             parts = None if store.part_starts is None else part_texts(store, document, tokenizer.decode)
             if store.labels is not None:
                 label = labels[store.labels[document]]
-            yield _Exported(store.document_key(document), tokenizer.decode(ids[:-1].tolist()), ids, parts, label)
+            text = tokenizer.decode(ids[:-1].tolist())
+            yield _Exported(store.document_key(document), text, ids, parts, label, answers)
         first = last
 
 

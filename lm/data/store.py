@@ -83,7 +83,8 @@ def part_texts(store: TokenStore, document: int, decode: Callable[[list[int]], s
     first, last = int(store.part_offsets[document]), int(store.part_offsets[document + 1])
     end = int(store.document_offsets[document + 1]) - 1  # before the end-of-text token
     bounds = [*store.part_starts[first:last].tolist(), end]
-    return [decode(store.read(start, stop).tolist()) for start, stop in itertools.pairwise(bounds)]
+    tokens = store.read(bounds[0], end).tolist()  # at once, as parts can be words
+    return [decode(tokens[start - bounds[0] : stop - bounds[0]]) for start, stop in itertools.pairwise(bounds)]
 
 
 class MemoryStore:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lm.data.config import DataConfig
+from lm.data.export import export_jsonl_zst
 from lm.data.objectives.parts import SpanQAExamples
 from lm.data.parts import words_of
 from lm.data.prepare import prepare
@@ -246,6 +247,13 @@ def test_blank_questions_are_empty_and_copies_are_found(tmp_path: Path) -> None:
     assert store.spans is not None
     assert store.spans.tolist() == [[2, 2]] * 2
     assert len(store.questions) == 2
+    zstandard = pytest.importorskip("zstandard")
+    export_jsonl_zst(folder, tmp_path / "out")
+    packed = (tmp_path / "out" / "train.jsonl.zst").read_bytes()
+    lines = zstandard.ZstdDecompressor().decompressobj().decompress(packed).decode().splitlines()
+    assert [(row["parts"][0], row["answers"]) for row in map(json.loads, lines)] == [
+        ("Who?", ["cat"]), ("Who  sat?", ["cat"]),
+    ]  # fmt: skip
 
 
 PROBLEMS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {

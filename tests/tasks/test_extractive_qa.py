@@ -20,7 +20,9 @@ from lm.data.store import MemoryStore, Question
 from lm.errors import UserError
 from lm.models.transformer import ModelConfig
 from lm.optim import OptimConfig
-from lm.sharding import MeshConfig
+from lm.sharding import MeshConfig, make_mesh
+from lm.tasks.base import hidden_of
+from lm.tasks.distillation import DistillConfig, Distilled, make_teacher
 from lm.tasks.extractive_qa import CLOSED, Answer, ExtractiveQA, best_spans
 from lm.text.scores import exact_match, token_f1
 from lm.text.tokenizer import TokenizerConfig
@@ -209,6 +211,32 @@ def test_a_mixture_is_evaluated_as_one(trained: Path) -> None:
     assert one["tokens"] == 32
 
 
+def test_a_student_learns_places_from_a_teacher() -> None:
+    """A teacher that says the same adds nothing; another adds the divergence of starts and of ends, halved."""
+    questions = store([(2, 2), (5, 6)], [["cat"], ["the mat"]])
+    examples = SpanQAExamples(questions, 17, bos_id=BOS, eos_id=EOS, max_question=2)
+    batch = {name: jnp.asarray(rows) for name, rows in examples.batch(np.array([0, 1, -1])).items()}
+    task = ExtractiveQA()
+    settings = {"mask": "bidirectional", "token_types": 2, "vocab_size": 96}
+    model, params = tiny.build(task.settle(dataclasses.replace(tiny.config(), **settings), ()))
+    mesh = make_mesh(MeshConfig(devices=1))
+    config = DistillConfig(teacher="x", weight=1.0, temperature=1.0, hidden_weight=1.0)
+    for teacher, same in ((params, True), (tiny.perturbed(params, scale=1.0), False)):
+        taught = make_teacher(task, model, teacher, config, mesh)(batch)
+        total, sums = Distilled(task, config).loss(model, params, taught, jax.random.key(0))
+        hidden = {}
+        for name, tree in (("student", params), ("teacher", teacher)):
+            hidden[name] = np.asarray(hidden_of(model, tree, batch, None), np.float64)
+        scores, _ = task.scores(model, params, hidden_of(model, params, batch, None), batch)
+        p, q = (np.asarray(jax.nn.softmax(x), np.float64)[:2] for x in (taught["teacher_logits"], scores))
+        soft = (p * (np.log(p + 1e-30) - np.log(q + 1e-30))).sum() / 2
+        norms = np.prod([np.linalg.norm(x, axis=-1) for x in hidden.values()], axis=0)
+        cosine = (hidden["student"] * hidden["teacher"]).sum(-1) / norms
+        assert float(sums["soft_loss"]) == pytest.approx(soft, rel=1e-4, abs=1e-6)
+        assert float(total) == pytest.approx(soft + (1 - cosine)[:2].mean(1).sum(), rel=1e-4, abs=1e-5)
+        assert (float(total) < 1e-5) == same
+
+
 MISTAKES: dict[str, tuple[str, dict[str, dict[str, Any]], str]] = {
     "no questions": ("bert", {"data": {"source": "text:{}/corpus.jsonl"}}, "needs questions with answers in a text"),
     "a causal model": ("gpt", {}, "task extractive_qa needs model.mask bidirectional and no encoder"),
@@ -264,6 +292,6 @@ def test_a_small_model_learns_twenty_real_questions_by_heart(tmp_path: Path) -> 
     small_runs.start(settings, tmp_path / "run")
     result = runs.evaluate_run(tmp_path / "run", split="train", mesh=MeshConfig(devices=1))
     assert result["tokens"] > 40, "texts need several windows"
-    print(result)
+
     assert result["exact_match"] >= 90
     assert result["f1"] >= 90
