@@ -182,7 +182,6 @@ def _with_target(trained: Trained, source: str, target: str | None) -> Reading:
     if target is None:
         found = make_generator(trained).generate([prompt], SamplingConfig(temperature=0.0))[0]
         ids, ended = found.ids, found.finished == "eos"
-        check(ids, "the model writes nothing to this source; give a --target")
     else:
         ids = _encode(trained, target, "--target")
     if config.encoder_layers:
