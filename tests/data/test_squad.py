@@ -192,6 +192,7 @@ def test_spans_and_answers_reach_the_dataset(tmp_path: Path, workers: int, monke
     content = many(40)
     write(tmp_path / "t.json", content)
     monkeypatch.setattr("lm.data.prepare._SHARD_BYTES", 400)  # many shards
+    monkeypatch.setattr("lm.data.stages._BATCH_CHARACTERS", 300)  # and, in this process, batches
     folder = prepare(config(tmp_path, validation_fraction=0.3), BYTE, runner=RunnerConfig(workers=workers))
     assert len(list(folder.glob("*array_record*"))) > 5
     wanted = {
