@@ -431,7 +431,8 @@ def _teacher(experiment: Experiment, dataset: AnyDataset, mesh: Mesh) -> Callabl
     """What adds the teacher's scores to a batch."""
     config = experiment.distill
     teacher = load(Path(config.teacher or ""), mesh, config.checkpoint)
-    check_teacher(config, experiment.model, teacher.experiment.model, (experiment.task, teacher.experiment.task))
+    tasks = (experiment.task, teacher.experiment.task)
+    check_teacher(config, experiment.model, teacher.experiment.model, tasks, experiment.data)
     check(
         teacher.tokenizer.fingerprint() == dataset.tokenizer.fingerprint(),
         f"the teacher {config.teacher} has the tokenizer {teacher.tokenizer.fingerprint()} and the dataset"

@@ -52,7 +52,9 @@ class DistillConfig:
         check(self.hidden_weight >= 0, f"distill.hidden_weight is {self.hidden_weight}; it must be 0 (off) or more")
 
 
-def check_teacher(config: DistillConfig, student: ModelConfig, teacher: ModelConfig, tasks: tuple[Task, Task]) -> None:
+def check_teacher(
+    config: DistillConfig, student: ModelConfig, teacher: ModelConfig, tasks: tuple[Task, Task], data: DataConfig
+) -> None:
     """Raises `UserError` where a student can't learn from a teacher; `tasks` are those of both, in that order."""
     check(
         tasks[0].kind == tasks[1].kind,
@@ -73,7 +75,8 @@ def check_teacher(config: DistillConfig, student: ModelConfig, teacher: ModelCon
         f"distill.hidden_weight compares hidden states, of width {student.d_model} here and {teacher.d_model} in the"
         " teacher; make model.d_model equal, or leave distill.hidden_weight at 0",
     )
-    most = student.n_classes if tasks[0].kind == "classification" else student.vocab_size or 0
+    several = {"classification": student.n_classes, "extractive_qa": data.seq_len}  # all others choose tokens
+    most = several.get(tasks[0].kind, student.vocab_size or 0)
     check(config.top_k <= most, f"distill.top_k is {config.top_k}, and there are {most} to choose from; lower it")
 
 
