@@ -70,7 +70,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown command": (["trian"], r"unknown command 'trian'; choose one of train, evaluate"),
     "unknown override": ([*TRAIN, "--optim.peak-lrr", "1"], r"--optim\.peak-lrr.*Perhaps you meant: --optim\.peak-lr "),
     "wrong type": ([*TRAIN, "--optim.peak-lr", "fast"], r"--optim\.peak-lr: .*'fast'.*see `lm train config.py --help`"),
-    "wrong choice": ([*TRAIN, "--model.positions", "polar"], r"'polar'.*'learned', 'sinusoidal', 'rope', 'relative', 'none'"),
+    "wrong choice": (
+        [*TRAIN, "--model.positions", "polar"],
+        r"'polar'.*'learned', 'sinusoidal', 'rope', 'relative', 'none'",
+    ),
     "flag with a value": (
         [*TRAIN, "--model.use-bias", "False"],
         r"--model.use-bias takes.*'False'; write --model.no-use-bias;",
@@ -363,6 +366,7 @@ def test_every_command_has_help_with_docs_and_defaults(command: str, capsys: pyt
         ),
         "evaluate": ("RUN", "Which split", "(default: validation)"),
         "generate": ("--temperature FLOAT", "0 = greedy", "(default: 1.0)"),
+        "inspect": ("--text [STR", "The text", "(default: best)"),
         "prepare": ("--data.source STR", "Text to read", "(default: python-stdlib)"),
         "doctor": ("--mesh.fsdp INT", "(default: 1)"),
         "tokenizer": ("{train,compare,show}", "Trains a tokenizer on text and saves it"),

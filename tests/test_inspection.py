@@ -453,6 +453,8 @@ def test_a_picture_shows_the_weights(tmp_path: Path):
 
 # In a browser.
 
+SHADES = "[...document.querySelectorAll('#keys .token')].map(e => e.style.getPropertyValue('--shade'))"
+
 
 @needs_chromium
 def test_a_page_that_is_clicked_hovered_and_typed_into(gpt: Trained, found: Inspection, tmp_path: Path):
@@ -481,9 +483,7 @@ def test_a_page_that_is_clicked_hovered_and_typed_into(gpt: Trained, found: Insp
         # Hovering a query shades the keys by its row and says its largest weights.
         browser.hover("#queries .token:nth-child(6)")
         row = weights[1, 2, 5]
-        shades = browser.run(
-            "[...document.querySelectorAll('#keys .token')].map(e => e.style.getPropertyValue('--shade'))"
-        )
+        shades = browser.run(SHADES)
         np.testing.assert_allclose([float(share) for share in shades], np.sqrt(row), atol=0.003)
         best = int(np.argmax(row))
         said = browser.text("#readout").replace("\u2068", "").replace("\u2069", "")
@@ -567,4 +567,8 @@ def test_pages_of_the_other_families(translator: Trained, bert: Trained, classif
                     browser.run("document.querySelectorAll('#keys .token').length")
                     == reading.batch["source_tokens"].size
                 )
+                browser.hover("#queries .token:nth-child(2)")
+                weights = inspect(run, reading).attention["cross"][0, 0, 1]
+                shades = [float(share) for share in browser.run(SHADES)]
+                np.testing.assert_allclose(shades, np.sqrt(weights), atol=0.003)
         assert browser.complaints == []
