@@ -172,12 +172,43 @@ class RunDirectory:
                 return
 
 
+class _Board:
+    """TensorBoard's event files, written by whoever calls.
+
+    tensorboardX's `SummaryWriter` writes in a thread that ends at the first error, as on a full disk; the next call
+    that finds its queue full then waits for ever. Here the error reaches the caller.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None):
+        """Begins a file; TensorBoard forgets what earlier files in the folder say from `purge_step` on."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = Event, scalar
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        if purge_step is not None:
+            log = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=log))
+
+    def add(self, name: str, value: float, step: int) -> None:
+        """A number."""
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
+
+    def flush(self) -> None:
+        """What was added is on disk."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._writer.close()
+
+
 class MetricWriter:
     """Appends to `metrics.jsonl` and `tensorboard/`, continuing after `step` when a run is resumed."""
 
     def __init__(self, run: RunDirectory, step: int = 0):
-        from tensorboardX import SummaryWriter
-
         path = run.path / "metrics.jsonl"
         resumed = path.exists()
         if resumed:
@@ -187,7 +218,7 @@ class MetricWriter:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
             temporary.replace(path)
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1 if resumed else None)
+        self._board = _Board(run.path / "tensorboard", purge_step=step + 1 if resumed else None)
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes one record: `step`, `split`, `tokens`, `seconds` and any numbers; a non-finite number becomes null."""
@@ -199,7 +230,9 @@ class MetricWriter:
         self._file.flush()
         for key, value in clean.items():
             if key not in ("step", "split") and isinstance(value, (int, float)):
-                self._board.add_scalar(f"{record['split']}/{key}", value, record["step"])
+                self._board.add(f"{record['split']}/{key}", value, record["step"])
+        if record["split"] != "train":  # they are few, and each flush waits for the disk
+            self._board.flush()
 
     def close(self) -> None:
         """Flushes and closes both."""

@@ -1,11 +1,15 @@
 """Run directories: whole files, one holder, metrics that survive a crash."""
 
+import errno
 import json
 import math
 import os
+import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,21 +60,59 @@ def test_a_resumed_writer_drops_later_lines_and_a_half_one(tmp_path: Path):
     assert list(run.metrics()) == []
 
 
-def test_tensorboard_is_told_what_to_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import tensorboardX
+def events(folder: Path) -> list[list[Any]]:
+    """The events of each file, in the order in which the files were made."""
+    from tensorboardX.proto.event_pb2 import Event
 
-    purged = []
+    found = []
+    for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        data, at = path.read_bytes(), 0
+        found.append([])
+        while at < len(data):
+            (size,) = struct.unpack_from("Q", data, at)
+            found[-1].append(Event.FromString(data[at + 12 : at + 12 + size]))
+            at += 12 + size + 4
+    return found
 
-    class Board(tensorboardX.SummaryWriter):
-        def __init__(self, folder: str, purge_step: int | None):
-            purged.append(purge_step)
-            super().__init__(folder, purge_step=purge_step)
 
-    monkeypatch.setattr(tensorboardX, "SummaryWriter", Board)
+def test_tensorboard_is_told_what_to_forget(tmp_path: Path):
     run = RunDirectory.create(tmp_path / "run")
+    purged = []
     for step in (0, 0, 3):  # a new run, one killed before its first checkpoint, one resumed from step 3
         MetricWriter(run, step).close()
-    assert purged == [None, 1, 4]
+        (written,) = events(run.path / "tensorboard")
+        purged.append([event.step for event in written if event.HasField("session_log")])
+        shutil.rmtree(run.path / "tensorboard")
+    assert purged == [[], [1], [4]]
+
+
+def test_tensorboard_reads_what_was_written(tmp_path: Path):
+    run = RunDirectory.create(tmp_path / "run")
+    writer = MetricWriter(run)
+    writer.write(_record(1, loss=0.25))
+    writer.write(_record(2, "validation", loss=math.nan))
+    assert len(events(run.path / "tensorboard")[0]) == 6  # on disk with the validation record, not only at the end
+    writer.close()
+    (written,) = events(run.path / "tensorboard")
+    found = {(event.step, v.tag): v.simple_value for event in written for v in event.summary.value}
+    assert found[1, "train/loss"] == 0.25
+    assert found[2, "validation/tokens"] == 20
+    assert (2, "validation/loss") not in found
+    assert written[0].file_version == "brain.Event:2"
+
+
+def test_a_disk_that_is_full_is_an_error_and_not_a_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from tensorboardX.record_writer import RecordWriter
+
+    def full(self: Any, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer = MetricWriter(RunDirectory.create(tmp_path / "run"))
+    monkeypatch.setattr(RecordWriter, "write", full)
+    for step in range(1, 100):  # more than any queue holds
+        with pytest.raises(OSError, match="No space left"):
+            writer.write(_record(step))
+    writer.close()
 
 
 def test_a_run_has_one_holder_whoever_asks(tmp_path: Path):
