@@ -117,7 +117,7 @@ def source_case() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("implementation", ["xla", "blocked"])
 def test_a_decoder_sees_its_past_and_the_source_of_its_own_segment(implementation):
-    model, params = built(BART, attention=implementation, max_len=10)
+    model, params = built(BART, attention=implementation, n_layers=1, max_len=10)
     segments, source_segments = source_case()
     T, S = segments.shape[1], source_segments.shape[1]
     tokens, source = np.arange(T, dtype=np.int32)[None], np.arange(S, dtype=np.int32)[None]
@@ -179,7 +179,7 @@ def test_a_prefix_sees_itself_to_both_sides(implementation, window):
     assert tiny.relative(without, model.apply({"params": params}, tokens, None, segments, prefix=prefix)) > 1e-3
 
 
-@pytest.mark.parametrize("family", SEQ2SEQ)
+@pytest.mark.parametrize("family", ["t5", "bart", "rope"])
 def test_packed_pairs_give_the_logits_they_give_alone(family):
     model, params = built(SEQ2SEQ[family])
     rng = np.random.default_rng(0)
@@ -287,14 +287,27 @@ def test_cached_logits_equal_uncached(kind):
 def test_without_a_cache_of_the_source_it_is_computed_each_time():
     model, params = built(T5)
     tokens, source = np.arange(6, dtype=np.int32)[None], np.arange(9, dtype=np.int32)[None]
-    variables = {"params": params}
-    encoded = model.apply(variables, source, method="encode")
-    empty = init_cache(model.config, 1, 6)
-    settings = {"cache_at": np.arange(6, dtype=np.int32)[None], "method": "hidden"}
-    one, cache = model.apply(variables, tokens, source=encoded, cache=empty, **settings)
-    assert set(cache) == {"key", "value"}
-    two, _ = model.apply(variables, tokens, cache=empty | cross_cache(model.config, params, encoded), **settings)
-    assert tiny.relative(one, two) < 1e-6
+
+    @jax.jit
+    def both(params):
+        variables, empty = {"params": params}, init_cache(model.config, 1, 6)
+        encoded = model.apply(variables, source, method="encode")
+        settings = {"cache_at": np.arange(6, dtype=np.int32)[None], "method": "hidden"}
+        one, cache = model.apply(variables, tokens, source=encoded, cache=empty, **settings)
+        assert set(cache) == {"key", "value"}
+        two, _ = model.apply(variables, tokens, cache=empty | cross_cache(model.config, params, encoded), **settings)
+        return one, two
+
+    assert tiny.relative(*both(params)) < 1e-6
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rope", "relative", "none"])
+def test_the_order_of_a_source_matters_where_it_has_positions(positions):
+    model, params = built({"encoder_layers": 1, "n_layers": 1, "positions": positions})
+    tokens, source = np.arange(6, dtype=np.int32)[None], np.arange(9, dtype=np.int32)[None]
+    apply = jax.jit(lambda source: model.apply({"params": params}, tokens, source_tokens=source))
+    difference = tiny.relative(apply(source[:, ::-1]), apply(source))
+    assert difference < 1e-5 if positions == "none" else difference > 1e-3
 
 
 def scored_batch(family: str) -> dict[str, np.ndarray]:
@@ -334,7 +347,7 @@ def make_loss(model: Transformer, batch: dict, key=None):
     return loss
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["bert", "prefix", "t5", "bart"])
 def test_every_family_trains_one_step(family):
     model, params = tiny.build(tiny.config(**(FAMILIES[family] | {"unroll": 1})))
     loss = make_loss(model, scored_batch(family))
@@ -348,7 +361,7 @@ def test_every_family_trains_one_step(family):
     assert jax.jit(loss)(moved) < before
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["bert", "t5", "bart"])
 def test_bfloat16_compute_keeps_scores_and_gradients_in_float32(family):
     model, params = tiny.build(
         tiny.config(**(FAMILIES[family] | {"compute_dtype": "bfloat16", "attention": "blocked"}))
