@@ -20,6 +20,7 @@ from lm.loop import Outcome
 from lm.models.transformer import ModelConfig
 from lm.optim import OptimConfig
 from lm.records import TIMINGS, RunDirectory
+from lm.run import training
 from lm.sharding import MeshConfig
 from lm.text.tokenizer import TokenizerConfig
 from lm.train import TrainConfig
@@ -123,7 +124,7 @@ class Silent:
 @contextlib.contextmanager
 def programs_reused() -> Iterator[None]:
     """Within, runs of equal settings share their compiled program: most of a tiny run's time is its tracing."""
-    make_schedule = functools.cache(runs.make_schedule)
+    make_schedule = functools.cache(training.make_schedule)
     made: dict[Any, Any] = {}
 
     def make_program(model: Any, task: Any, tx: Any, schedule: Any, train: TrainConfig, mesh: Any) -> Any:
@@ -134,9 +135,9 @@ def programs_reused() -> Iterator[None]:
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        original = runs.make_program
-        patch.setattr(runs, "make_schedule", make_schedule)
-        patch.setattr(runs, "make_program", make_program)
+        original = training.make_program
+        patch.setattr(training, "make_schedule", make_schedule)
+        patch.setattr(training, "make_program", make_program)
         yield
 
 

@@ -12,6 +12,7 @@ import small_runs as small
 
 from lm import loop as training
 from lm import run as runs
+from lm.data import loader
 from lm.errors import UserError
 from lm.loop import StopSignals
 from lm.records import RunDirectory
@@ -201,7 +202,7 @@ def test_whatever_fails_everything_is_let_go_and_the_status_says_so(tmp_path: Pa
         if where == "restore":
             patch.setattr(training.Checkpoints, "restore", fail)
         elif where == "train":
-            patch.setattr(runs.loader, "training_batches", fail)
+            patch.setattr(loader, "training_batches", fail)
         else:
             patch.setattr(training, "to_devices", fail)
         with pytest.raises(RuntimeError, match="made up"):

@@ -1,0 +1,23 @@
+"""Runs from beginning to end: what `lm train`, `evaluate` and `generate` do, without a command line."""
+
+from lm.run.datasets import AnyDataset, Dataset, dataset_of, split_batches, split_text
+from lm.run.training import FREE_ON_RESUME, check_changes, check_experiment, resume, start
+from lm.run.use import Trained, evaluate_run, inference_mesh, load, load_experiment
+
+__all__ = [
+    "FREE_ON_RESUME",
+    "AnyDataset",
+    "Dataset",
+    "Trained",
+    "check_changes",
+    "check_experiment",
+    "dataset_of",
+    "evaluate_run",
+    "inference_mesh",
+    "load",
+    "load_experiment",
+    "resume",
+    "split_batches",
+    "split_text",
+    "start",
+]

@@ -1,0 +1,323 @@
+"""Training from beginning to end, or from where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from lm import config as configs
+from lm.checkpoint import Checkpoints
+from lm.config import Experiment
+from lm.data import loader
+from lm.data.mixture import MixedDatasets, open_mixture
+from lm.data.prepare import Progress
+from lm.errors import check
+from lm.loop import Feed, Outcome, Reporter, check_resumable, fit
+from lm.models.transformer import Transformer
+from lm.optim import make_optimizer, make_schedule
+from lm.records import RunDirectory, differences, environment
+from lm.run.datasets import AnyDataset, dataset_of, described, maker, prepared, split_batches
+from lm.run.use import choose_checkpoint, load, load_experiment
+from lm.sharding import check_batch, make_mesh
+from lm.tasks import Task
+from lm.tasks.distillation import Distilled, check_teacher, make_teacher
+from lm.text.tokenizer import check_tokenizer_config, is_trained, train_tokenizer
+from lm.train import Program, abstract_params, make_program
+
+# Settings that a resumed run may change: where and how it runs, never what it computes.
+FREE_ON_RESUME = (
+    "mesh.",
+    "data.root",
+    "data.workers",
+    "data.prefetch",
+    "model.attention",
+    "model.remat",
+    "model.unroll",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_batches",
+    "train.save_every",
+    "train.keep",
+    "train.patience",
+    "train.non_finite",
+)
+
+
+def check_experiment(experiment: Experiment) -> Mesh:
+    """Everything that can be told wrong before text is read or a file is written; returns the mesh."""
+    mesh = make_mesh(experiment.mesh)
+    check_batch(mesh, experiment.train.batch_size, experiment.train.accumulate)
+    model, data, tokenizer, task = experiment.model, experiment.data, experiment.tokenizer, experiment.task
+    loader.check_loader_config(data)
+    task.check(model, data)
+    seq_len, source_len = task.lengths(data)
+    check(
+        data.seq_len <= model.max_len,
+        f"data.seq_len {data.seq_len} is longer than model.max_len {model.max_len}; raise one or lower the other",
+    )
+    check(
+        not model.encoder_layers or source_len <= model.max_len,
+        f"sources have {source_len} tokens, more than model.max_len {model.max_len}; raise it, or make them shorter",
+    )
+    labels: Sequence[str] = data.labels
+    if experiment.distill.teacher is not None:
+        RunDirectory.open(Path(experiment.distill.teacher))
+    if data.mixture.datasets:
+        for name, default, value in configs.changed(Experiment(), experiment):
+            check(
+                name.split(".")[0] not in ("tokenizer", "clean", "dedup", "augment"),
+                f"{name} is {value!r}, but data.mixture.datasets are prepared already; leave it at {default!r}",
+            )
+        mixed = open_mixture(data.mixture)
+        ids, labels = mixed.tokenizer.vocab_size, mixed.labels
+    else:
+        check(
+            experiment.train.patience is None or data.validation_source is not None or data.validation_fraction > 0,
+            "train.patience needs a validation split; set data.validation_fraction or data.validation_source",
+        )
+        check_tokenizer_config(tokenizer)
+        ids = tokenizer.vocab_size if is_trained(tokenizer) else train_tokenizer(tokenizer, ()).vocab_size
+    settled = task.settle(model.with_vocabulary(ids), labels)
+    params, _ = abstract_params(Transformer(settled), mesh)
+    train = experiment.train
+    if train.steps is not None or train.tokens is not None:
+        steps = train.total_steps(tokens_per_step=train.batch_size * seq_len, steps_per_epoch=math.nan)
+    else:
+        check(train.epochs is not None, "the run has no length; set one of train.steps, train.tokens and train.epochs")
+        steps = 10**6
+    make_optimizer(experiment.optim, make_schedule(experiment.optim, steps), params)
+    return mesh
+
+
+def start(
+    experiment: Experiment,
+    path: Path,
+    reporter: Reporter,
+    *,
+    progress: Progress | None = None,
+    stop_at: int | None = None,
+) -> Outcome:
+    """Trains a new run in the folder `path`; prepares the dataset if it is not there.
+
+    Raises:
+      UserError: anything about the settings; then no run directory was made.
+      TrainingHaltedError: something was not finite.
+    """
+    mesh = check_experiment(experiment)
+    RunDirectory.check_new(path)
+    experiment = _with_settled_teacher(experiment)
+    with prepared(experiment, progress) as dataset:
+        model = experiment.model.with_vocabulary(dataset.tokenizer.vocab_size)
+        model = experiment.task.settle(model, dataset.labels)
+        experiment = dataclasses.replace(experiment, model=model)
+        parts = _Parts.build(experiment, dataset, mesh)
+    if parts.feed.validation is None:
+        reporter.message(
+            "no validation split, so nothing will be evaluated: no document fell into it; make more and smaller"
+            " documents (data.document paragraph or line), raise data.validation_fraction or set data.validation_source"
+        )
+    if parts.cut:
+        reporter.message(
+            f"{parts.cut} of {parts.examples} training documents are longer than a row and lose a part; a larger"
+            " data.seq_len (or task.source_len) keeps it"
+        )
+    run = RunDirectory.create(path)
+    run.lock()
+    try:
+        run.write("environment.json", environment())
+        run.write("dataset.json", described(dataset))
+        dataset.tokenizer.save(run.tokenizer)
+        # Last, as it makes the folder a run: killed before, it can be started again, killed after, resumed.
+        run.write("config.json", configs.to_dict(experiment))
+        return _fit(run, parts, reporter, stop_at)
+    finally:
+        run.unlock()
+
+
+def resume(
+    path: Path,
+    reporter: Reporter,
+    *,
+    override: Callable[[Experiment], Experiment] = lambda experiment: experiment,
+    progress: Progress | None = None,
+    stop_at: int | None = None,
+) -> Outcome:
+    """Continues a run from its last checkpoint (from the start if it has none).
+
+    Raises:
+      UserError: not a run, in use, of another model or dataset, or `override` changes what it computes.
+    """
+    run = RunDirectory.open(path)
+    run.lock()
+    try:
+        saved = load_experiment(run)
+        experiment = override(saved)
+        check_changes(saved, experiment)
+        mesh = check_experiment(experiment)
+        dataset = dataset_of(run, experiment, progress, elsewhere=experiment.data.root != saved.data.root)
+        parts = _Parts.build(experiment, dataset, mesh)
+        step = check_resumable(run, parts.program, dataset.tokenizer.fingerprint())
+        check(
+            stop_at is None or stop_at > step,
+            f"can't stop at step {stop_at}: the run's last checkpoint is of step {step}; stop later",
+        )
+        # Nothing has been written so far; from here on the run is on its way.
+        now = environment()
+        for line in differences(run.read("environment.json"), now):
+            reporter.message(f"not the same environment, so the last bits may differ: {line}")
+        if experiment != saved:
+            run.write("config.json", configs.to_dict(experiment))
+        run.write("dataset.json", described(dataset))
+        run.write("environment.json", now)
+        return _fit(run, parts, reporter, stop_at)
+    finally:
+        run.unlock()
+
+
+def check_changes(saved: Experiment, asked: Experiment) -> None:
+    """Raises UserError if a resumed run was asked to compute something else."""
+    for name, before, after in configs.changed(saved, asked):
+        check(
+            name in FREE_ON_RESUME or name.split(".")[0] + "." in FREE_ON_RESUME,
+            f"{name} is {after!r} but the run was started with {before!r}; a resumed run keeps what it computes:"
+            " leave it out, or start a new run",
+        )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What `fit` needs, built from settings and a dataset."""
+
+    experiment: Experiment
+    dataset: AnyDataset
+    model: Transformer
+    program: Program
+    feed: Feed
+    total_steps: int
+    examples: int
+    """Training examples in an epoch."""
+    cut: int
+    """How many of them are of documents that don't fit into a row."""
+
+    @classmethod
+    def build(cls, experiment: Experiment, dataset: AnyDataset, mesh: Mesh) -> _Parts:
+        data, train = experiment.data, experiment.train
+        task: Task = experiment.task
+        make = maker(experiment, dataset)
+        store = dataset.store("train")
+        seq_len, source_len = task.lengths(data)
+        total = train.total_steps(
+            tokens_per_step=train.batch_size * seq_len,
+            steps_per_epoch=loader.steps_per_epoch(store, data, make=make, batch_size=train.batch_size),
+        )
+        model = Transformer(experiment.model)
+        enrich = None
+        if experiment.distill.teacher is not None:
+            enrich = _teacher(experiment, dataset, mesh)
+            task = Distilled(task, experiment.distill)
+        schedule = make_schedule(experiment.optim, total)
+        tx = make_optimizer(experiment.optim, schedule, abstract_params(model, mesh)[0])
+        program = make_program(model, task, tx, schedule, train, mesh)
+        training = functools.partial(
+            loader.training_batches,
+            store,
+            data,
+            make=make,
+            batch_size=train.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        documents = functools.partial(loader.batch_documents, store, data, make=make, batch_size=train.batch_size)
+        feed = Feed(
+            train=lambda step: training(start_step=step),
+            documents=lambda step: documents(step=step),
+            seq_len=seq_len,
+            source_len=source_len if experiment.model.encoder_layers else 0,
+        )
+        if enrich is not None:
+            feed = dataclasses.replace(feed, enrich=enrich)
+        if "validation" in dataset.splits:
+            batches, n_batches = split_batches(dataset, experiment, "validation", train.batch_size, train.eval_batches)
+            feed = dataclasses.replace(
+                feed,
+                validation=batches,
+                validation_batches=n_batches,
+                tokens_per_byte=dataset.tokens_per_byte("validation") if task.spells_text else None,
+            )
+        else:
+            check(train.patience is None, "train.patience needs a validation split; set data.validation_fraction")
+        examples, cut = loader.n_training_examples(store, data, make=make), loader.n_cut(store, data, make=make)
+        return cls(experiment, dataset, model, program, feed, total, examples, cut)
+
+
+def _with_settled_teacher(experiment: Experiment) -> Experiment:
+    """The step of the teacher's checkpoint instead of its name: another may be the best when the run is resumed."""
+    config = experiment.distill
+    if config.teacher is None:
+        return experiment
+    run = RunDirectory.open(Path(config.teacher))
+    with contextlib.closing(Checkpoints.read_only(run.checkpoints)) as checkpoints:
+        step = choose_checkpoint(run, checkpoints, config.checkpoint)
+    return dataclasses.replace(experiment, distill=dataclasses.replace(config, checkpoint=str(step)))
+
+
+def _teacher(experiment: Experiment, dataset: AnyDataset, mesh: Mesh) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What adds the teacher's scores to a batch."""
+    config = experiment.distill
+    teacher = load(Path(config.teacher or ""), mesh, config.checkpoint)
+    tasks = (experiment.task, teacher.experiment.task)
+    check_teacher(config, experiment.model, teacher.experiment.model, tasks, experiment.data)
+    check(
+        teacher.tokenizer.fingerprint() == dataset.tokenizer.fingerprint(),
+        f"the teacher {config.teacher} has the tokenizer {teacher.tokenizer.fingerprint()} and the dataset"
+        f" {dataset.tokenizer.fingerprint()}; set tokenizer.kind file:{config.teacher}/tokenizer",
+    )
+    return make_teacher(experiment.task, teacher.model, teacher.params, config, mesh)
+
+
+def _fit(run: RunDirectory, parts: _Parts, reporter: Reporter, stop_at: int | None) -> Outcome:
+    run.set_status("running")
+    handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("lm")
+    logger.addHandler(handler)
+    try:
+        outcome = fit(
+            run,
+            parts.model,
+            parts.program,
+            parts.feed,
+            parts.experiment.train,
+            parts.total_steps,
+            reporter=reporter,
+            fingerprint=parts.dataset.tokenizer.fingerprint(),
+            stop_at=stop_at,
+        )
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # on a full disk it can't be written either; what was raised says so
+            run.set_status("failed", reason=str(error) or type(error).__name__)
+        logger.info("failed: %s", error)  # for log.txt; whoever called us tells the person
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+    run.set_status(outcome.state, step=outcome.step, reason=outcome.reason)
+    if isinstance(parts.dataset, MixedDatasets):
+        data, batch_size = parts.experiment.data, parts.experiment.train.batch_size
+        store = parts.dataset.store("train")
+        make = maker(parts.experiment, parts.dataset)
+        seen = loader.epochs_seen(store, data, make=make, batch_size=batch_size, step=outcome.step)
+        run.write("epochs.json", {"step": outcome.step, "epochs": seen})
+        for name, epochs in seen.items():
+            reporter.message(f"{epochs:.2f} epochs of {name}")
+    return outcome

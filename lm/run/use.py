@@ -1,0 +1,175 @@
+"""A run that is trained: loaded, and evaluated."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from lm import config as configs
+from lm.checkpoint import Checkpoints
+from lm.config import Experiment
+from lm.data.mixture import Mixture
+from lm.errors import check
+from lm.evaluate import baselines, evaluate, make_eval_step, spoken
+from lm.models.transformer import Transformer
+from lm.records import RunDirectory
+from lm.run.datasets import AnyDataset, dataset_of, maker, split_batches, split_text, store_batches
+from lm.sharding import MeshConfig, make_mesh
+from lm.tasks.base import AnsweringTask
+from lm.text.tokenizer import Tokenizer, load_tokenizer
+from lm.train import abstract_params
+
+
+def load_experiment(run: RunDirectory) -> Experiment:
+    """The settings a run was started with."""
+    return configs.from_dict(Experiment, run.read("config.json"), where=str(run.path / "config.json"))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained run, ready to be used."""
+
+    experiment: Experiment
+    tokenizer: Tokenizer
+    model: Transformer
+    params: Any
+    step: int
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """A prompt as documents begin in training: packed documents after bos; in a stream, after the eos before them.
+
+        In a stream, where text is cut anywhere, only a prompt without text must begin at a document's begin. Sources
+        have an end: of an encoder-decoder that is all, a decoder alone begins them as a document.
+        """
+        ids = self.tokenizer.encode(text)
+        if self.model.config.encoder_layers:
+            return [*ids, self.tokenizer.eos_id]
+        if self.experiment.task.kind == "seq2seq":
+            return [self.tokenizer.bos_id, *ids, self.tokenizer.eos_id]
+        if self.experiment.data.packing != "stream":
+            return [self.tokenizer.bos_id, *ids]
+        return ids or [self.tokenizer.eos_id]
+
+
+def load(path: Path, mesh: Mesh, checkpoint: str = "best") -> Trained:
+    """Reads a run's parameters (their average where the run keeps one) onto a mesh.
+
+    Args:
+      path: the run directory.
+      mesh: any mesh.
+      checkpoint: `best` (by validation loss; the latest where there was no evaluation), `latest`, or a step.
+
+    Raises:
+      UserError: no such run or checkpoint.
+    """
+    run = RunDirectory.open(path)
+    experiment = load_experiment(run)
+    model = Transformer(experiment.model)
+    shapes, shardings = abstract_params(model, mesh)
+    averaged = experiment.train.ema_decay > 0
+
+    def stored(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, jnp.float32 if averaged else shape.dtype, sharding=sharding)
+
+    target = jax.tree.map(stored, shapes, shardings)
+    checkpoints = Checkpoints.read_only(run.checkpoints)
+    try:
+        step = choose_checkpoint(run, checkpoints, checkpoint)
+        name = "ema" if averaged else "params"
+        params = checkpoints.restore(step, {name: target})[name]
+    finally:
+        checkpoints.close()
+    return Trained(experiment, load_tokenizer(run.tokenizer), model, params, step)
+
+
+def choose_checkpoint(run: RunDirectory, checkpoints: Checkpoints, wanted: str) -> int:
+    """The step that `best`, `latest` or a number names. Raises `UserError` where there is none."""
+    steps = checkpoints.steps()
+    check(steps, f"{run.path} has no complete checkpoint yet; train it further with `lm train --resume {run.path}`")
+    if wanted == "best":
+        # As the latest checkpoint has it: best.json may be ahead, of a checkpoint that a crash kept from being whole.
+        best = checkpoints.restore_extra(steps[-1])["progress"]["best_step"]
+        return best if best in steps else steps[-1]
+    if wanted == "latest":
+        return steps[-1]
+    shown = ", ".join(map(str, steps))
+    check(
+        wanted in map(str, steps),
+        f"{run.path} has no checkpoint {wanted!r}; choose best, latest or one of {shown}",
+    )
+    return int(wanted)
+
+
+def evaluate_run(
+    path: Path,
+    *,
+    split: str = "validation",
+    checkpoint: str = "best",
+    mesh: MeshConfig | None = None,
+    max_batches: int | None = None,
+    with_baselines: bool = False,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Evaluates a run on a split of its dataset.
+
+    Returns:
+      `step`, `split`, `loss`, `perplexity`, `accuracy`, `tokens`, `bits_per_byte` and, if asked for, the bits per byte
+      of two baselines on the same text; of an `AnsweringTask` also the scores of its texts.
+    """
+    run = RunDirectory.open(path)
+    devices = make_mesh(mesh or MeshConfig())
+    trained = load(path, devices, checkpoint)
+    dataset = dataset_of(run, trained.experiment, None)
+    rows = devices.shape["data"] * devices.shape["fsdp"]
+    batch_size = math.ceil(trained.experiment.train.batch_size / rows) * rows
+    batches, total = split_batches(dataset, trained.experiment, split, batch_size, max_batches)
+    with jax.set_mesh(devices):
+        shardings = jax.tree.map(lambda x: x.sharding, trained.params)
+        step = make_eval_step(trained.model, trained.experiment.task, devices, shardings)
+        result = evaluate(
+            step,
+            trained.params,
+            batches(),
+            devices,
+            tokens_per_byte=dataset.tokens_per_byte(split) if trained.experiment.task.spells_text else None,
+            summarise=trained.experiment.task.summarise,
+            on_batch=lambda done: on_batch(done, total),
+        )
+        result |= _text_scores(trained, dataset, split, batch_size, max_batches, devices)
+    report: dict[str, Any] = {"step": trained.step, "split": split, **result}
+    if with_baselines:
+        report |= baselines(split_text(dataset, split))
+    return report
+
+
+def _text_scores(
+    trained: Trained, dataset: AnyDataset, split: str, batch_size: int, max_batches: int | None, mesh: Mesh
+) -> dict[str, float]:
+    """Scores of the texts that a model gives, where its task has any and the batches hold a whole one."""
+    experiment, task = trained.experiment, trained.experiment.task
+    if not isinstance(task, AnsweringTask):
+        return {}
+    make = maker(experiment, dataset)
+    opened = dataset.store(split)
+    texts: list[tuple[str, Sequence[str]]] = []
+    for store in opened.stores if isinstance(opened, Mixture) else [opened]:
+        batches, count = store_batches(store, experiment, make, batch_size, max_batches)
+        said = spoken(functools.partial(task.say, trained.model), trained.params, batches(), mesh)
+        texts += task.texts(said, store, make(store, experiment.data, False))
+        max_batches = None if max_batches is None else max_batches - count
+        if max_batches == 0:
+            break
+    return task.score_texts(texts) if texts else {}
+
+
+def inference_mesh() -> Mesh:
+    """One device: where generation runs."""
+    return make_mesh(MeshConfig(data=1, devices=1))
