@@ -7,7 +7,9 @@ reads data/wikitext2/{train,valid}.txt below the working directory. Where they l
     D=path/to/wikitext2
     lm train configs/families/bert_tiny.py --data.source text:$D/train.txt --data.validation-source text:$D/valid.txt
 
-RESULT
+1.0M parameters, 1,200 steps of 64 pairs: about ten minutes on two CPU cores. Validation accuracy on hidden tokens rises
+at every evaluation, 10.4 17.2 22.0 26.2 28.2 29.4 % (perplexity 425 to 133); next sentences stay at a half, which takes
+more than these 77,000 pairs. docs/results/families.md has all figures.
 """
 
 from lm.config import Experiment
@@ -39,5 +41,5 @@ def get_config() -> Experiment:
         ),
         task=BertPretraining(masking=MaskingConfig(whole_words="pieces")),
         optim=OptimConfig(optimizer="adamw", peak_lr=2e-3, schedule="linear", warmup=0.1, weight_decay=0.01),
-        train=TrainConfig(steps=1500, batch_size=64, log_every=20, eval_every=250, save_every=750),
+        train=TrainConfig(steps=1200, batch_size=64, log_every=20, eval_every=200, save_every=600),
     )

@@ -6,7 +6,8 @@ r"""A quarter of configs/ptb_small.py, alone or taught by it.
 
 reads what configs/ptb_small.py reads, and takes the same options for where that lies.
 
-RESULT
+0.26M parameters, 600 steps: about two minutes on two CPU cores, three with the teacher. Validation loss alone 3.994,
+taught 3.951; the teacher's is 3.867, so that a third of the gap is recovered (one seed). docs/results/families.md.
 """
 
 import dataclasses
@@ -21,5 +22,6 @@ def get_config() -> Experiment:
     return dataclasses.replace(
         teacher,
         model=dataclasses.replace(teacher.model, d_model=64, n_layers=2, residual_dropout=0.0),
-        distill=DistillConfig(weight=0.9, temperature=1.5),
+        optim=dataclasses.replace(teacher.optim, peak_lr=8e-3),
+        distill=DistillConfig(weight=1.0, temperature=1.0),
     )
