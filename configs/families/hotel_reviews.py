@@ -8,8 +8,8 @@ reads data/zh/ChnSentiCorp_htl_all.csv below the working directory. Where it lie
 
 0.57M parameters, 487 steps of 64 reviews (5 epochs): about a minute on two CPU cores. Over seeds 0 to 2 (--train.seed,
 --data.seed), at the last step: test accuracy 86.28 % with a standard error of 0.09 over seeds (1.24 over reviews),
-macro F1 0.841; two of three reviews are good ones. The validation loss is lowest, 0.30 to 0.31, after one or two epochs:
-from then on the model is surer than it is right. docs/results/families.md has all figures.
+macro F1 0.841; two of three reviews are good ones. The validation loss is lowest, 0.30 to 0.31, after one or two
+epochs: from then on the model is surer than it is right. docs/results/families.md has all figures.
 """
 
 from lm.config import Experiment

@@ -2,23 +2,23 @@
 
 import dataclasses
 
-import families
 import jax
 import numpy as np
 import pytest
+import torch_families
 
 from lm.models.transformer import Transformer
 from lm.tasks.extractive_qa import ExtractiveQA
 
 torch = pytest.importorskip("torch", reason="parity with torch needs it")
 
-CONFIG = dataclasses.replace(families.BERT, span_head=True)
+CONFIG = dataclasses.replace(torch_families.BERT, span_head=True)
 LENGTHS = [(3, 6), (4, 7), (2, 3), (0, 0)]  # tokens of question and text; the last row is padding
 
 
 def rows() -> dict[str, np.ndarray]:
-    rng, T = np.random.RandomState(0), families.LENGTH
-    tokens = rng.randint(1, families.VOCAB, (len(LENGTHS), T))
+    rng, T = np.random.RandomState(0), torch_families.LENGTH
+    tokens = rng.randint(1, torch_families.VOCAB, (len(LENGTHS), T))
     sizes = np.array([q + text + 3 if text else 0 for q, text in LENGTHS])
     segments = (np.arange(T) < sizes[:, None]).astype(np.int32)
     behind = np.arange(T) >= np.array([q + 2 for q, _ in LENGTHS])[:, None]
@@ -33,9 +33,9 @@ def rows() -> dict[str, np.ndarray]:
     }
 
 
-def weights() -> families.Weights:
-    shapes = families.bert_shapes() | {"qa_outputs.weight": (2, families.WIDTH), "qa_outputs.bias": (2,)}
-    return families.draw(shapes)
+def weights() -> torch_families.Weights:
+    shapes = torch_families.bert_shapes() | {"qa_outputs.weight": (2, torch_families.WIDTH), "qa_outputs.bias": (2,)}
+    return torch_families.draw(shapes)
 
 
 def theirs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -43,12 +43,12 @@ def theirs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     import transformers
 
     config = transformers.BertConfig(
-        vocab_size=families.VOCAB,
-        hidden_size=families.WIDTH,
-        num_hidden_layers=families.LAYERS,
-        num_attention_heads=families.HEADS,
-        intermediate_size=families.FF,
-        max_position_embeddings=families.LENGTH,
+        vocab_size=torch_families.VOCAB,
+        hidden_size=torch_families.WIDTH,
+        num_hidden_layers=torch_families.LAYERS,
+        num_attention_heads=torch_families.HEADS,
+        intermediate_size=torch_families.FF,
+        max_position_embeddings=torch_families.LENGTH,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
@@ -82,7 +82,7 @@ def theirs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def test_scores_loss_and_gradient_are_theirs() -> None:
     batch, drawn, model, task = rows(), weights(), Transformer(CONFIG), ExtractiveQA(max_question=4)
-    params = families.bert_params(drawn)
+    params = torch_families.bert_params(drawn)
     params["span_head"] = {"kernel": drawn["qa_outputs.weight"].T, "bias": drawn["qa_outputs.bias"]}
     wanted = theirs(batch)
 

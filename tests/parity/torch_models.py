@@ -1,8 +1,8 @@
 """The same models and run in torch. Imports torch, so import it where torch is known to be."""
 
-import families
 import numpy as np
 import torch
+import torch_families
 import transformers
 from hugging_face import (
     BETAS,
@@ -106,21 +106,21 @@ def train(model: torch.nn.Module) -> list[float]:
 def bert() -> torch.nn.Module:
     """`BertForPreTraining` without dropout, with drawn weights."""
     config = transformers.BertConfig(
-        vocab_size=families.VOCAB,
-        hidden_size=families.WIDTH,
-        num_hidden_layers=families.LAYERS,
-        num_attention_heads=families.HEADS,
-        intermediate_size=families.FF,
-        max_position_embeddings=families.LENGTH,
+        vocab_size=torch_families.VOCAB,
+        hidden_size=torch_families.WIDTH,
+        num_hidden_layers=torch_families.LAYERS,
+        num_attention_heads=torch_families.HEADS,
+        intermediate_size=torch_families.FF,
+        max_position_embeddings=torch_families.LENGTH,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    return _with_weights(transformers.BertForPreTraining(config), families.draw(families.bert_shapes()))
+    return _with_weights(transformers.BertForPreTraining(config), torch_families.draw(torch_families.bert_shapes()))
 
 
 def bert_outputs(model: torch.nn.Module) -> dict[str, object]:
-    """Scores of words and of what follows what, and the loss of both, on `families.bert_batch()`."""
-    batch = families.bert_batch()
+    """Scores of words and of what follows what, and the loss of both, on `torch_families.bert_batch()`."""
+    batch = torch_families.bert_batch()
     labels = np.where(batch["weights"] > 0, batch["targets"], -100)
     with torch.no_grad():
         out = model(
@@ -140,25 +140,25 @@ def bert_outputs(model: torch.nn.Module) -> dict[str, object]:
 def t5(gated: bool = False) -> torch.nn.Module:
     """`T5ForConditionalGeneration` without dropout, with drawn weights: 1.0, or 1.1 (gated, logits unscaled)."""
     config = transformers.T5Config(
-        vocab_size=families.VOCAB,
-        d_model=families.WIDTH,
-        d_kv=families.T5_HEAD,
-        d_ff=families.FF,
-        num_layers=families.ENCODER_LAYERS,
-        num_decoder_layers=families.LAYERS,
-        num_heads=families.HEADS,
-        relative_attention_num_buckets=families.T5.relative_buckets,
-        relative_attention_max_distance=families.T5.relative_distance,
+        vocab_size=torch_families.VOCAB,
+        d_model=torch_families.WIDTH,
+        d_kv=torch_families.T5_HEAD,
+        d_ff=torch_families.FF,
+        num_layers=torch_families.ENCODER_LAYERS,
+        num_decoder_layers=torch_families.LAYERS,
+        num_heads=torch_families.HEADS,
+        relative_attention_num_buckets=torch_families.T5.relative_buckets,
+        relative_attention_max_distance=torch_families.T5.relative_distance,
         dropout_rate=0.0,
         **({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if gated else {}),
     )
     model = transformers.T5ForConditionalGeneration(config)
-    return _with_weights(model, None if gated else families.draw(families.t5_shapes()))
+    return _with_weights(model, None if gated else torch_families.draw(torch_families.t5_shapes()))
 
 
 def t5_logits(model: torch.nn.Module) -> object:
-    """Of `families.translation_batch()`."""
-    batch = families.translation_batch()
+    """Of `torch_families.translation_batch()`."""
+    batch = torch_families.translation_batch()
     with torch.no_grad():
         out = model(
             input_ids=_long(batch["source_tokens"]),
@@ -173,25 +173,27 @@ class Transformer2017(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        sizes = {"d_model": families.WIDTH, "nhead": families.HEADS, "dim_feedforward": families.FF}
+        sizes = {"d_model": torch_families.WIDTH, "nhead": torch_families.HEADS, "dim_feedforward": torch_families.FF}
         settings = sizes | {"dropout": 0.0, "batch_first": True}
-        self.embed = torch.nn.Embedding(families.VOCAB, families.WIDTH)
+        self.embed = torch.nn.Embedding(torch_families.VOCAB, torch_families.WIDTH)
         self.encoder = torch.nn.TransformerEncoder(
-            torch.nn.TransformerEncoderLayer(**settings), families.ENCODER_LAYERS, enable_nested_tensor=False
+            torch.nn.TransformerEncoderLayer(**settings), torch_families.ENCODER_LAYERS, enable_nested_tensor=False
         )
-        self.decoder = torch.nn.TransformerDecoder(torch.nn.TransformerDecoderLayer(**settings), families.LAYERS)
+        self.decoder = torch.nn.TransformerDecoder(torch.nn.TransformerDecoderLayer(**settings), torch_families.LAYERS)
 
     def embedded(self, tokens: torch.Tensor) -> torch.Tensor:
         """Scaled, and with sines and cosines in turn."""
-        at = np.arange(tokens.shape[1])[:, None] / 10_000 ** (np.arange(0, families.WIDTH, 2) / families.WIDTH)
-        places = np.stack([np.sin(at), np.cos(at)], -1).reshape(tokens.shape[1], families.WIDTH)
-        return self.embed(tokens) * families.WIDTH**0.5 + torch.from_numpy(places.astype(np.float32))
+        at = np.arange(tokens.shape[1])[:, None] / 10_000 ** (
+            np.arange(0, torch_families.WIDTH, 2) / torch_families.WIDTH
+        )
+        places = np.stack([np.sin(at), np.cos(at)], -1).reshape(tokens.shape[1], torch_families.WIDTH)
+        return self.embed(tokens) * torch_families.WIDTH**0.5 + torch.from_numpy(places.astype(np.float32))
 
     def forward(self, batch: dict[str, np.ndarray]) -> torch.Tensor:
         """Logits."""
         padding = torch.from_numpy(batch["source_segments"] == 0)
         memory = self.encoder(self.embedded(_long(batch["source_tokens"])), src_key_padding_mask=padding)
-        future = torch.triu(torch.ones(families.LENGTH, families.LENGTH, dtype=torch.bool), 1)
+        future = torch.triu(torch.ones(torch_families.LENGTH, torch_families.LENGTH, dtype=torch.bool), 1)
         x = self.decoder(
             self.embedded(_long(batch["tokens"])), memory, tgt_mask=future, memory_key_padding_mask=padding
         )
@@ -202,7 +204,7 @@ def transformer() -> torch.nn.Module:
     """With drawn weights."""
     model = Transformer2017()
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    return _with_weights(model, families.draw(shapes))
+    return _with_weights(model, torch_families.draw(shapes))
 
 
 def _long(x: np.ndarray) -> torch.Tensor:
