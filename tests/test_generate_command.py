@@ -11,6 +11,7 @@ import small_runs as small
 from lm import run as runs
 from lm.cli import main
 from lm.generate.texts import one_line
+from lm.records import RunDirectory
 from lm.sharding import MeshConfig, make_mesh
 from lm.tasks.seq2seq import Seq2Seq
 
@@ -101,7 +102,7 @@ def test_a_source_is_not_what_the_text_begins_with(world: Path, monkeypatch, cap
         next(
             iter(
                 runs.split_batches(
-                    runs.dataset_of(runs.RunDirectory.open(world / "pairs"), trained.experiment, None),
+                    runs.dataset_of(RunDirectory.open(world / "pairs"), trained.experiment, None),
                     trained.experiment,
                     "validation",
                     1,

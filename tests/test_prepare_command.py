@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,7 @@ def test_an_export_that_is_not_whole_is_told(corpus: Path, capsys: pytest.Captur
 def test_an_interrupted_preparation_says_how_to_go_on(corpus: Path, monkeypatch, capsys, signal_number: int):
     def interrupt(*_: object, **__: object) -> Path:
         os.kill(os.getpid(), signal_number)
+        time.sleep(60)  # another thread may get it, and tell this one a moment later
         raise AssertionError("the signal did not arrive")
 
     with monkeypatch.context() as patch:
