@@ -40,20 +40,19 @@ def check_parts(data: DataConfig, dedup: DedupConfig, augment: AugmentConfig, cl
     )
     twice = [name for name in data.fields if data.fields.count(name) > 1]
     check(not twice, f"data.fields names {twice[:1]} twice; each column makes one part")
-    asks = asks_questions(data)
-    has_columns = bool(data.fields) or data.source.startswith("parallel:") or asks
+    asks, joined = asks_questions(data), is_joined(data)
     check(
-        not (has_columns and data.sentences),
+        not (joined and data.sentences),
         "data.sentences makes sentences the parts of a document, and these have others (data.fields, parallel:,"
         " squad:); leave one out",
     )
     check(
-        not (has_columns and dedup.lines),
+        not (joined and dedup.lines),
         "dedup.lines takes lines out of documents, but these documents are kept in parts (data.fields, parallel:,"
         " squad:); leave one out",
     )
     check(
-        not (has_columns and augment.copies),
+        not (joined and augment.copies),
         "augment.copies alters texts as a whole, and these documents are kept in parts (data.fields, parallel:,"
         " squad:); leave one out",
     )
@@ -84,8 +83,13 @@ def join_parts(texts: Iterable[str]) -> str:
     return SEPARATOR.join(text.replace(SEPARATOR, " ") for text in texts)
 
 
+def is_joined(data: DataConfig) -> bool:
+    """Whether documents are parts with separators between them; in all others a separator is a character like any."""
+    return bool(data.fields) or data.source.startswith("parallel:") or asks_questions(data)
+
+
 def clean_parts(cleaner: Cleaner, text: str) -> str | None:
-    """Cleans every part; None if a rule drops one of them, empty if one has nothing left."""
+    """Cleans every joined part; None if a rule drops one of them, empty if one has nothing left."""
     cleaned = []
     for part in text.split(SEPARATOR):
         found = cleaner(part)
@@ -98,13 +102,13 @@ def clean_parts(cleaner: Cleaner, text: str) -> str | None:
 
 
 def as_one_text(text: str) -> str:
-    """A document for what knows no parts: tokenizer training, statistics, people."""
+    """Joined parts for what knows none: tokenizer training, statistics, people."""
     return text.replace(SEPARATOR, "\n")
 
 
 def has_parts(data: DataConfig) -> bool:
     """Whether documents have parts."""
-    return bool(data.fields) or data.sentences or data.source.startswith("parallel:") or asks_questions(data)
+    return data.sentences or is_joined(data)
 
 
 def asks_questions(data: DataConfig) -> bool:

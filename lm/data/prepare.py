@@ -35,7 +35,7 @@ from lm.data.manifest import (
     load_manifest,
     save_manifest,
 )
-from lm.data.parts import as_one_text, check_parts, sorted_labels
+from lm.data.parts import as_one_text, check_parts, is_joined, sorted_labels
 from lm.data.preparation import REPORT_FILE, duplicates_report, reading_report, split_report
 from lm.data.runners import RunnerConfig, Task, check_runner_config, run_tasks, whole_output
 from lm.data.sources import (
@@ -324,7 +324,7 @@ def _build(
     found = remove_duplicates(space.work, corpus, settings.dedup, runner, report)
     _check_training_split(found.fate, corpus, settings.data)
 
-    tokenizer = _tokenizer(space.result / TOKENIZER_FOLDER, settings.tokenizer, brought, corpus, found, report)
+    tokenizer = _tokenizer(space.result / TOKENIZER_FOLDER, settings, brought, corpus, found, report)
     labels = _labels(corpus, found, settings.data)
     writing = _writing_tasks(space, corpus, found, settings, labels)
     tasks = [task for listed in writing.values() for task in listed]
@@ -442,7 +442,7 @@ def _check_training_split(fate: np.ndarray, corpus: Corpus, data: DataConfig) ->
 
 def _tokenizer(
     folder: Path,
-    config: TokenizerConfig,
+    settings: _Settings,
     brought: Tokenizer | None,
     corpus: Corpus,
     found: Found,
@@ -450,20 +450,21 @@ def _tokenizer(
 ) -> Tokenizer:
     """The tokenizer, saved in `folder`; trained on the training split as it will be written, without copies."""
     if not folder.exists():
-        tokenizer = brought or train_tokenizer(config, _training_texts(config, corpus, found, report))
+        tokenizer = brought or train_tokenizer(settings.tokenizer, _training_texts(settings, corpus, found, report))
         with whole_output(folder) as part:
             tokenizer.save(part)
     return load_tokenizer(folder)
 
 
-def _training_texts(config: TokenizerConfig, corpus: Corpus, found: Found, report: Progress) -> Iterator[str]:
+def _training_texts(settings: _Settings, corpus: Corpus, found: Found, report: Progress) -> Iterator[str]:
+    joined = is_joined(settings.data)
     done, total = 0, 0
     for unit, offset in zip(corpus.units, corpus.offsets):
         total += int(unit.sizes()[found.fate[offset : offset + len(unit)] == split_code("train")].sum())
-    total = min(total, config.training_bytes)
+    total = min(total, settings.tokenizer.training_bytes)
     for ordinal, _, text in corpus.documents(0, len(corpus)):
         if found.fate[ordinal] == split_code("train"):
-            yield as_one_text(text)
+            yield as_one_text(text) if joined else text
             done += len(text.encode("utf-8"))
             report("train tokenizer", min(done, total), total)
 

@@ -24,7 +24,7 @@ import numpy as np
 from lm.data.config import DataConfig
 from lm.data.corpus import Corpus, UnitWriter, save_array, split_code
 from lm.data.manifest import TOKENIZER_FOLDER
-from lm.data.parts import MOST_LABELS, PartCutter, as_one_text, asks_questions, clean_parts, has_parts
+from lm.data.parts import MOST_LABELS, PartCutter, as_one_text, asks_questions, clean_parts, has_parts, is_joined
 from lm.data.runners import whole_file, whole_output
 from lm.data.sources import Unit as SourceUnit
 from lm.data.sources import open_source
@@ -73,6 +73,7 @@ class ReadUnit:
         """Makes a folder that `lm.data.corpus.Unit` reads."""
         source = open_source(self.form, self.data)
         cleaner = Cleaner(self.clean)
+        joined = is_joined(self.data)
         counts = {"read": 0, "empty": 0, "dropped": 0}
         keys: list[str] = []
         texts: list[str] = []
@@ -97,7 +98,7 @@ class ReadUnit:
                 for document in source.read(self.unit):
                     counts["read"] += 1
                     split = split_of(document.group or document.text, self.data) if self.role == "source" else self.role
-                    text = clean_parts(cleaner, document.text)
+                    text = clean_parts(cleaner, document.text) if joined else cleaner(document.text)
                     if text is None:
                         counts["dropped"] += 1
                     elif is_blank(text):
@@ -340,6 +341,7 @@ class WriteShard:
     def __call__(self) -> None:
         """See the class."""
         cut = PartCutter(self.data) if has_parts(self.data) else None
+        joined = is_joined(self.data)
         tokenizer = load_tokenizer(self.dataset / TOKENIZER_FOLDER)
         statistics = Statistics()
         token_counts = np.zeros(tokenizer.vocab_size, np.int64)
@@ -363,7 +365,7 @@ class WriteShard:
                     batch.clear()
 
                 for key, text, label, question in self._documents():
-                    statistics.add(as_one_text(text))
+                    statistics.add(as_one_text(text) if joined else text)
                     texts = cut(text) if cut else [text]
                     span = None
                     if question is not None:

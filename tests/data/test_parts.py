@@ -209,6 +209,19 @@ def test_mistakes_are_told(tmp_path: Path, settings: dict[str, Any], more: dict[
     assert not list((tmp_path / "d").glob("*/*/1.0.0"))
 
 
+@pytest.mark.parametrize("sentences", [False, True])
+def test_where_documents_are_not_joined_the_separator_is_a_character(tmp_path: Path, sentences: bool) -> None:
+    text = " \x1done. two\x1d\x1d\nthree"
+    write_rows(tmp_path / "t.jsonl", [{"text": text}, {"text": "other"}])
+    data = DataConfig(
+        source=f"jsonl:{tmp_path}/t.jsonl", validation_fraction=0, root=str(tmp_path / "d"), sentences=sentences
+    )
+    store = DatasetStore(prepare(data, BYTE), "train")
+    assert bytes(store.read(0, int(store.document_offsets[1]) - 1).tolist()).decode() == text
+    clean = CleanConfig(rules=("length",), min_characters=10)  # of the whole, not of what stands between
+    assert DatasetStore(prepare(data, BYTE, clean=clean), "train").n_tokens == len(text) + 1
+
+
 def test_small_helpers() -> None:
     assert sorted_labels(["10", "9", "2"]) == ("2", "9", "10")
     assert sorted_labels(["b", "10", "a"]) == ("10", "a", "b")
