@@ -104,9 +104,14 @@ def test_an_interrupted_preparation_says_how_to_go_on(corpus: Path, monkeypatch,
         time.sleep(60)  # another thread may get it, and tell this one a moment later
         raise AssertionError("the signal did not arrive")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("lm.commands.prepare.prepare", interrupt)
-        assert main(ARGUMENTS) == 130
+    # Python leaves Ctrl-C ignored where it is when it starts, as in the background of a script.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("lm.commands.prepare.prepare", interrupt)
+            assert main(ARGUMENTS) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "lm: interrupted; the same command goes on where this one was\n"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert main(ARGUMENTS) == 0
