@@ -1,6 +1,5 @@
-"""Small skills that a model either has or has not: copying, reversing and sorting, learned to the last letter."""
+"""Small skills that a model either has or has not: copying and reversing, learned to the last letter."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from lm.train import TrainConfig
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import small_runs
 
-SKILLS = {"copy": lambda word: word, "reverse": lambda word: word[::-1], "sort": lambda word: "".join(sorted(word))}
+SKILLS = {"copy": lambda word: word, "reverse": lambda word: word[::-1]}
 ENCODER_DECODER = ModelConfig(
     d_model=64,
     n_layers=2,
@@ -34,10 +33,9 @@ ENCODER_DECODER = ModelConfig(
     positions="rope",
     use_bias=False,
 )
-DECODER = dataclasses.replace(ENCODER_DECODER, encoder_layers=0)
 
 
-def settings(folder: Path, skill: str, model: ModelConfig) -> Experiment:
+def settings(folder: Path, skill: str) -> Experiment:
     rng = np.random.default_rng(0)
     words = sorted({"".join(rng.choice(list("abcdefgh"), rng.integers(3, 8))) for _ in range(6000)})
     rows = [{"source": word, "target": SKILLS[skill](word)} for word in words]
@@ -48,10 +46,10 @@ def settings(folder: Path, skill: str, model: ModelConfig) -> Experiment:
             fields=("source", "target"),
             validation_fraction=0.05,
             root=str(folder / "datasets"),
-            seq_len=10 if model.encoder_layers else 18,
+            seq_len=10,
         ),
         tokenizer=TokenizerConfig(kind="char", vocab_size=16),
-        model=model,
+        model=ENCODER_DECODER,
         task=Seq2Seq(),
         optim=OptimConfig(peak_lr=3e-3, warmup=0.1, schedule="cosine"),
         train=TrainConfig(steps=600, batch_size=64, log_every=100, eval_every=300, save_every=0),
@@ -61,9 +59,8 @@ def settings(folder: Path, skill: str, model: ModelConfig) -> Experiment:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("skill", SKILLS)
-@pytest.mark.parametrize("model", [ENCODER_DECODER, DECODER], ids=["encoder-decoder", "decoder"])
-def test_a_skill_is_learned_without_a_fault(tmp_path: Path, skill: str, model: ModelConfig) -> None:
-    small_runs.start(settings(tmp_path, skill, model), tmp_path / "run")
+def test_a_skill_is_learned_without_a_fault(tmp_path: Path, skill: str) -> None:
+    small_runs.start(settings(tmp_path, skill), tmp_path / "run")
     for sampling in (SamplingConfig(temperature=0, max_new_tokens=9), SamplingConfig(beams=3, max_new_tokens=9)):
         judged = judge(tmp_path / "run", ["exact_match"], sampling, split="validation", batch_size=64, limit=150)
         wrong = [row for row in zip(judged.sources, judged.references, judged.texts) if row[1] != row[2]]
