@@ -7,7 +7,7 @@ reads data/wikitext2/{train,valid}.txt below the working directory. Where they l
     D=path/to/wikitext2
     lm train configs/families/bert_tiny.py --data.source text:$D/train.txt --data.validation-source text:$D/valid.txt
 
-1.0M parameters, 1,200 steps of 64 pairs: about ten minutes on two CPU cores. Validation accuracy on hidden tokens rises
+1.0M parameters, 1,200 steps of 64 pairs: about 13 minutes of CPU time. Validation accuracy on hidden tokens rises
 at every evaluation, 10.4 17.2 22.0 26.2 28.2 29.4 % (perplexity 425 to 133); next sentences stay at a half, which takes
 more than these 77,000 pairs. docs/results/families.md has all figures.
 """
