@@ -6,8 +6,9 @@ r"""A quarter of configs/ptb_small.py, alone or taught by it.
 
 reads what configs/ptb_small.py reads, and takes the same options for where that lies.
 
-0.26M parameters, 600 steps: about three minutes on two CPU cores, as long with the teacher. Validation loss alone 3.994,
-taught 3.951; the teacher's is 3.867, so that a third of the gap is recovered (one seed). docs/results/families.md.
+0.26M parameters, 600 steps: about three minutes on two CPU cores, as long with the teacher. Validation loss alone
+3.994, taught 3.951; the teacher's is 3.867, so that a third of the gap is recovered (one seed). All figures are in
+docs/results/families.md.
 """
 
 import dataclasses
