@@ -149,25 +149,14 @@ def _count_batches(examples: Examples, batch_size: int, max_batches: int | None)
     return n_batches if max_batches is None else min(n_batches, max_batches)
 
 
-def n_training_examples(store: TokenStore | Mixture, config: DataConfig, *, make: Maker) -> int:
-    """Examples in one epoch: in a mixture, of all datasets. Raises UserError as `training_batches` does."""
-    return len(_examples(store, config, make, training=True))
+def training_size(store: TokenStore | Mixture, config: DataConfig, *, make: Maker) -> tuple[int, int]:
+    """Examples in one epoch, and documents that lose a part because a row, which must hold them whole, is too short.
 
-
-def n_cut(store: TokenStore | Mixture, config: DataConfig, *, make: Maker) -> int:
-    """Training documents that lose a part because a row, which must hold them whole, is too short."""
-    stores = store.stores if isinstance(store, Mixture) else [store]
-    return sum(getattr(_examples(part, config, make, training=True), "cut", 0) for part in stores)
-
-
-def steps_per_epoch(store: TokenStore | Mixture, config: DataConfig, *, make: Maker, batch_size: int) -> float:
-    """Steps in one epoch; seldom a whole number, as an epoch may end inside a batch.
-
-    In a mixture, steps for as many examples as all datasets have together: some are then seen more than once, others
-    in part (see `epochs_seen`).
+    In a mixture, of all datasets together: some are then seen more than once in as many steps, others in part (see
+    `epochs_seen`). Raises UserError as `training_batches` does.
     """
-    check(batch_size >= 1, f"batch size is {batch_size}; it must be at least 1")
-    return n_training_examples(store, config, make=make) / batch_size
+    examples = _examples(store, config, make, training=True)
+    return len(examples), getattr(examples, "cut", 0)
 
 
 def epochs_seen(store: Mixture, config: DataConfig, *, make: Maker, batch_size: int, step: int) -> dict[str, float]:

@@ -264,6 +264,7 @@ class MixedExamples:
 
     def __init__(self, mixture: Mixture, parts: Sequence[Examples]):
         self.sizes = [len(examples) for examples in parts]
+        self.cut = sum(getattr(examples, "cut", 0) for examples in parts)
         self._parts = list(parts)
         self._first = np.cumsum([0, *self.sizes])
         self._first_document = _document_offsets(mixture.stores)

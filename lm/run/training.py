@@ -207,7 +207,7 @@ class _Parts:
     examples: int
     """Training examples in an epoch."""
     cut: int
-    """How many of them are of documents that don't fit into a row."""
+    """Documents that don't fit into a row and lose a part."""
 
     @classmethod
     def build(cls, experiment: Experiment, dataset: AnyDataset, mesh: Mesh) -> _Parts:
@@ -216,9 +216,9 @@ class _Parts:
         make = maker(experiment, dataset)
         store = dataset.store("train")
         seq_len, source_len = task.lengths(data)
+        examples, cut = loader.training_size(store, data, make=make)
         total = train.total_steps(
-            tokens_per_step=train.batch_size * seq_len,
-            steps_per_epoch=loader.steps_per_epoch(store, data, make=make, batch_size=train.batch_size),
+            tokens_per_step=train.batch_size * seq_len, steps_per_epoch=examples / train.batch_size
         )
         model = Transformer(experiment.model)
         enrich = None
@@ -256,7 +256,6 @@ class _Parts:
             )
         else:
             check(train.patience is None, "train.patience needs a validation split; set data.validation_fraction")
-        examples, cut = loader.n_training_examples(store, data, make=make), loader.n_cut(store, data, make=make)
         return cls(experiment, dataset, model, program, feed, total, examples, cut)
 
 

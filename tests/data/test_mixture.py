@@ -19,10 +19,9 @@ from lm.data.loader import (
     epochs_seen,
     evaluation_batches,
     n_evaluation_batches,
-    n_training_examples,
     packed,
-    steps_per_epoch,
     training_batches,
+    training_size,
 )
 from lm.data.mixture import Mixture, MixtureOrder, MixturePart, apportion, check_mixture_config, open_mixture
 from lm.data.packing import Batch, make_examples
@@ -253,9 +252,8 @@ def take_one(store: MemoryStore, config: DataConfig) -> Batch:
 
 
 def test_epochs_are_counted_for_each_part() -> None:
-    sizes = {name: n_training_examples(store, CONFIG, make=packed(1)) for name, store in zip("abc", STORES)}
-    assert n_training_examples(MIXTURE, CONFIG, make=packed(1)) == sum(sizes.values())
-    assert steps_per_epoch(MIXTURE, CONFIG, make=packed(1), batch_size=16) == sum(sizes.values()) / 16
+    sizes = {name: training_size(store, CONFIG, make=packed(1))[0] for name, store in zip("abc", STORES)}
+    assert training_size(MIXTURE, CONFIG, make=packed(1))[0] == sum(sizes.values())
     for step in (0, 1, 13, 20, 33):
         seen: Counter[str] = Counter()
         for s in range(step):
