@@ -206,7 +206,7 @@ class TokenTask(BaseTask):
             )
 
         head = head_parameters(model.config, params)
-        targets, weights = batch["targets"], batch["weights"]
+        hidden, targets, weights = self.scored(hidden, batch)
         if self.loss_chunk:
             total, sums = losses.chunked(head_loss, head, hidden, targets, weights, self.loss_chunk)
         else:
@@ -215,8 +215,13 @@ class TokenTask(BaseTask):
 
     def scores(self, model: Transformer, params: Any, hidden: Array, batch: Batch) -> tuple[Array, Array]:
         """See `Task`."""
+        hidden, _, weights = self.scored(hidden, batch)
         logits: Any = model.apply({"params": params}, hidden, method="logits")
-        return logits, batch["weights"]
+        return logits, weights
+
+    def scored(self, hidden: Array, batch: Batch) -> tuple[Array, Array, Array]:
+        """Hidden states `[B, K, D]`, targets and weights `[B, K]` of the places that can have a weight: here, all."""
+        return hidden, batch["targets"], batch["weights"]
 
     def summarise(self, sums: metrics.Sums) -> dict[str, float]:
         """See `Task`."""

@@ -170,7 +170,7 @@ class Distilled:
         soft = losses.divergence(logits, batch[LOGITS], weights, temperature=c.temperature, ids=batch.get(IDS))
         objective = (1 - c.weight) * hard + c.weight * c.temperature**2 * soft
         if c.hidden_weight:
-            objective = objective + c.hidden_weight * _cosine_loss(hidden, batch[HIDDEN], weights)
+            objective += c.hidden_weight * _cosine_loss(hidden, batch[HIDDEN], batch.get("weights", weights))
         return objective, sums | {"soft_loss": jax.lax.stop_gradient(soft)}
 
     def scores(self, model: Transformer, params: Any, hidden: Array, batch: Batch) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from lm import losses, metrics
 from lm.data.config import DataConfig
 from lm.data.loader import Maker, packed
-from lm.data.objectives.masking import MaskedExamples, Masker, MaskingConfig, check_masking_config
+from lm.data.objectives.masking import MaskedExamples, Masker, MaskingConfig, check_masking_config, most_masked
 from lm.data.objectives.pairs import BertExamples, PairExamples
 from lm.data.packing import Examples
 from lm.data.store import TokenStore
@@ -26,13 +26,29 @@ Array = jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedLM(TokenTask):
+class _MaskingTask(TokenTask):
+    """A loss on the tokens that are hidden, so that the head, most of a small model, need not see the others."""
+
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """Which tokens are hidden."""
+
+    def scored(self, hidden: Array, batch: Batch) -> tuple[Array, Array, Array]:
+        """See `TokenTask`; a row has as many places as masking hides at most, and order among them says nothing."""
+        most = most_masked(self.masking.rate, hidden.shape[1])
+        weights, at = jax.lax.top_k(batch["weights"], most)
+        return (
+            jnp.take_along_axis(hidden, at[..., None], axis=1),
+            jnp.take_along_axis(batch["targets"], at, axis=1),
+            weights,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLM(_MaskingTask):
     """Hidden tokens from all others."""
 
     kind: Literal["masked_lm"] = "masked_lm"
     """The objective."""
-    masking: MaskingConfig = field(default_factory=MaskingConfig)
-    """Which tokens are hidden."""
 
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         """See `Task`."""
@@ -52,13 +68,11 @@ class MaskedLM(TokenTask):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertPretraining(TokenTask):
+class BertPretraining(_MaskingTask):
     """Hidden tokens of a pair of texts, and whether the second follows the first."""
 
     kind: Literal["bert"] = "bert"
     """The objective."""
-    masking: MaskingConfig = field(default_factory=MaskingConfig)
-    """Which tokens are hidden."""
     short_share: float = 0.1
     """Share of pairs that are short, of a drawn length."""
     random_share: float = 0.5

@@ -47,6 +47,11 @@ def check_masking_config(config: MaskingConfig) -> None:
     )
 
 
+def most_masked(rate: float, seq_len: int) -> int:
+    """How many places of a row are masked at most, where `rate` of the tokens is to be."""
+    return max(int(np.rint(rate * seq_len)), 1)
+
+
 def mask_tokens(
     tokens: np.ndarray,
     eligible: np.ndarray,
@@ -65,7 +70,8 @@ def mask_tokens(
     drawn without replacement, all sets of them equally likely. What becomes of each is drawn on its own.
 
     With `word_starts`, words are gone through in random order, and each is masked that still fits into this number;
-    longer ones are passed over. Where none fits, because all are longer, the first one is masked.
+    longer ones are passed over. Where none fits, because all are longer, the first one is masked, up to the number
+    of places that any row of T tokens may have masked (`most_masked`).
 
     Args:
       tokens: int32 [N, T].
@@ -91,6 +97,7 @@ def mask_tokens(
         np.put_along_axis(masked, ranked, np.arange(T) < budget[:, None], axis=1)
     else:
         masked = _mask_words(order, eligible, word_starts, budget)
+        masked &= np.cumsum(masked, axis=1) <= most_masked(rate, T)
     inputs = tokens.copy()
     inputs[masked & (action < mask_share)] = mask_id
     swapped = masked & (action >= mask_share) & (action < mask_share + random_share)

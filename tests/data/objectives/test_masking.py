@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from lm.data.objectives.draws import MASKS, row_keys
-from lm.data.objectives.masking import MaskedExamples, Masker, MaskingConfig, check_masking_config, mask_tokens
+from lm.data.objectives.masking import (
+    MaskedExamples,
+    Masker,
+    MaskingConfig,
+    check_masking_config,
+    mask_tokens,
+    most_masked,
+)
 from lm.data.packing import make_examples
 from lm.data.store import MemoryStore
 from lm.errors import UserError
@@ -151,6 +158,17 @@ def test_whole_words_or_none() -> None:
             firsts.setdefault(len(word), []).append(row)
     assert short < 0.1 * masked.sum()
     assert {1, 2, 3} <= set(firsts)
+
+
+def test_a_row_of_one_long_word_has_no_more_masked_than_others() -> None:
+    eligible = np.ones((3, 40), bool)
+    eligible[1, 9:] = False
+    starts = np.zeros((3, 40), bool)
+    starts[2, ::2] = True
+    _, masked = mask(np.zeros((3, 40), np.int32), eligible, word_starts=starts)
+    assert most_masked(0.15, 40) == 6
+    assert masked.sum(1).tolist() == [6, 6, 6]
+    assert masked[:2, :6].all()  # of a word that is longer, the first ones
 
 
 def test_words_are_drawn_alike() -> None:
