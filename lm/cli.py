@@ -18,13 +18,14 @@ COMMANDS = {
     "evaluate": "loss, perplexity and bits per byte of a run",
     "generate": "continue prompts with a trained run",
     "inspect": "what a run looks at in a text: attention maps, losses, guesses of each layer, as a page",
+    "teach": "save a run's logits for students to learn from (distillation)",
     "prepare": "turn text into a dataset, without training",
     "tokenizer": "train, compare or look at tokenizers",
     "doctor": "versions, devices, memory, disk: can this machine run it?",
 }
 
 # Those that compute, and so allocate and free the same gigabyte at every step.
-COMPUTING = ("train", "evaluate", "generate", "inspect")
+COMPUTING = ("train", "evaluate", "generate", "inspect", "teach")
 TUNABLE = "glibc.malloc.hugetlb"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 

@@ -367,6 +367,7 @@ def test_every_command_has_help_with_docs_and_defaults(command: str, capsys: pyt
         "evaluate": ("RUN", "Which split", "(default: validation)"),
         "generate": ("--temperature FLOAT", "0 = greedy", "(default: 1.0)"),
         "inspect": ("--text [STR", "The text", "(default: best)"),
+        "teach": ("--top-k INT", "How many of the likeliest tokens", "(default: 32)"),
         "prepare": ("--data.source STR", "Text to read", "(default: python-stdlib)"),
         "doctor": ("--mesh.fsdp INT", "(default: 1)"),
         "tokenizer": ("{train,compare,show}", "Trains a tokenizer on text and saves it"),

@@ -1,6 +1,7 @@
 """Runs from beginning to end: what `lm train`, `evaluate` and `generate` do, without a command line."""
 
 from lm.run.datasets import AnyDataset, Dataset, dataset_of, split_batches, split_text
+from lm.run.teach import teach
 from lm.run.training import FREE_ON_RESUME, check_changes, check_experiment, resume, start
 from lm.run.use import Trained, evaluate_run, inference_mesh, load, load_experiment
 
@@ -20,4 +21,5 @@ __all__ = [
     "split_batches",
     "split_text",
     "start",
+    "teach",
 ]

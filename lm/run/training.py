@@ -20,6 +20,7 @@ from lm.checkpoint import Checkpoints
 from lm.config import Experiment
 from lm.data import loader
 from lm.data.mixture import MixedDatasets, open_mixture
+from lm.data.objectives.taught import TaughtExamples, load_lessons
 from lm.data.prepare import Progress
 from lm.errors import check
 from lm.loop import Feed, Outcome, Reporter, check_resumable, fit
@@ -30,7 +31,7 @@ from lm.run.datasets import AnyDataset, dataset_of, described, maker, prepared, 
 from lm.run.use import choose_checkpoint, load, load_experiment
 from lm.sharding import check_batch, make_mesh
 from lm.tasks import Task
-from lm.tasks.distillation import Distilled, check_teacher, make_teacher
+from lm.tasks.distillation import Distilled, check_lessons, check_teacher, make_teacher
 from lm.text.tokenizer import check_tokenizer_config, is_trained, train_tokenizer
 from lm.train import Program, abstract_params, make_program
 
@@ -72,6 +73,13 @@ def check_experiment(experiment: Experiment) -> Mesh:
     labels: Sequence[str] = data.labels
     if experiment.distill.teacher is not None:
         RunDirectory.open(Path(experiment.distill.teacher))
+    if experiment.distill.saved is not None:
+        load_lessons(Path(experiment.distill.saved))
+        check(
+            not data.mixture.datasets,
+            "distill.saved is of the examples of one dataset, and data.mixture.datasets names several; set"
+            " distill.teacher instead",
+        )
     if data.mixture.datasets:
         for name, default, value in configs.changed(Experiment(), experiment):
             check(
@@ -216,6 +224,8 @@ class _Parts:
         make = maker(experiment, dataset)
         store = dataset.store("train")
         seq_len, source_len = task.lengths(data)
+        if experiment.distill.saved is not None:
+            make = _taught(experiment, dataset, make)
         examples, cut = loader.training_size(store, data, make=make)
         total = train.total_steps(
             tokens_per_step=train.batch_size * seq_len, steps_per_epoch=examples / train.batch_size
@@ -224,6 +234,7 @@ class _Parts:
         enrich = None
         if experiment.distill.teacher is not None:
             enrich = _teacher(experiment, dataset, mesh)
+        if experiment.distill.on:
             task = Distilled(task, experiment.distill)
         schedule = make_schedule(experiment.optim, total)
         tx = make_optimizer(experiment.optim, schedule, abstract_params(model, mesh)[0])
@@ -262,6 +273,9 @@ class _Parts:
 def _with_settled_teacher(experiment: Experiment) -> Experiment:
     """The step of the teacher's checkpoint instead of its name: another may be the best when the run is resumed."""
     config = experiment.distill
+    if config.saved is not None:
+        lessons = load_lessons(Path(config.saved))
+        return dataclasses.replace(experiment, distill=dataclasses.replace(config, fingerprint=lessons.fingerprint))
     if config.teacher is None:
         return experiment
     run = RunDirectory.open(Path(config.teacher))
@@ -270,18 +284,32 @@ def _with_settled_teacher(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, distill=dataclasses.replace(config, checkpoint=str(step)))
 
 
+def _taught(experiment: Experiment, dataset: AnyDataset, make: loader.Maker) -> loader.Maker:
+    """Makes the examples with the logits that were saved of them."""
+    config = experiment.distill
+    folder = Path(config.saved or "")
+    lessons = load_lessons(folder)
+    check_lessons(config, experiment.model, experiment.task, lessons)
+    _check_same_tokenizer(lessons.teacher, lessons.tokenizer, dataset)
+    return lambda *asked: TaughtExamples(make(*asked), folder, config.top_k or lessons.top_k)
+
+
 def _teacher(experiment: Experiment, dataset: AnyDataset, mesh: Mesh) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """What adds the teacher's scores to a batch."""
     config = experiment.distill
     teacher = load(Path(config.teacher or ""), mesh, config.checkpoint)
     tasks = (experiment.task, teacher.experiment.task)
     check_teacher(config, experiment.model, teacher.experiment.model, tasks, experiment.data)
-    check(
-        teacher.tokenizer.fingerprint() == dataset.tokenizer.fingerprint(),
-        f"the teacher {config.teacher} has the tokenizer {teacher.tokenizer.fingerprint()} and the dataset"
-        f" {dataset.tokenizer.fingerprint()}; set tokenizer.kind file:{config.teacher}/tokenizer",
-    )
+    _check_same_tokenizer(config.teacher or "", teacher.tokenizer.fingerprint(), dataset)
     return make_teacher(experiment.task, teacher.model, teacher.params, config, mesh)
+
+
+def _check_same_tokenizer(teacher: str, fingerprint: str, dataset: AnyDataset) -> None:
+    check(
+        fingerprint == dataset.tokenizer.fingerprint(),
+        f"the teacher {teacher} has the tokenizer {fingerprint} and the dataset"
+        f" {dataset.tokenizer.fingerprint()}; set tokenizer.kind file:{teacher}/tokenizer",
+    )
 
 
 def _fit(run: RunDirectory, parts: _Parts, reporter: Reporter, stop_at: int | None) -> Outcome:

@@ -1,7 +1,8 @@
 """Distillation: any objective, with a trained model's scores as targets beside the data's (arXiv:1503.02531).
 
-The teacher goes over each batch before the step does, as a program of its own, and leaves its scores in the batch; the
-step knows nothing of a second model, and evaluation nothing of distillation.
+The teacher goes over each batch before the step does, as a program of its own, and leaves its scores in the batch, or
+they were saved once (`lm teach`) and are read beside the examples; the step knows nothing of a second model, and
+evaluation nothing of distillation.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from lm import losses, metrics
 from lm.data.config import DataConfig
 from lm.data.loader import Maker
+from lm.data.objectives.taught import IDS, LOGITS, Lessons
 from lm.errors import check
 from lm.models.transformer import ModelConfig, Transformer
 from lm.sharding import batch_sharding, compiler_options
@@ -24,7 +26,7 @@ from lm.tasks.base import Batch, Sums, Task, hidden_of
 from lm.text.tokenizer import Tokenizer
 
 Array = jax.Array
-LOGITS, IDS, HIDDEN = "teacher_logits", "teacher_ids", "teacher_hidden"
+HIDDEN = "teacher_hidden"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,10 @@ class DistillConfig:
 
     teacher: str | None = None
     """Run directory of the teacher, a model of the same objective and tokenizer; None = no distillation."""
+    saved: str | None = None
+    """Instead, a folder that `lm teach` made of it: its logits, for the same training examples."""
+    fingerprint: str | None = None
+    """What the saved folder holds; filled in when a run starts, and a resumed run finds the same or stops."""
     checkpoint: str = "best"
     """The teacher's checkpoint: best, latest or a step."""
     weight: float = 0.5
@@ -40,7 +46,7 @@ class DistillConfig:
     temperature: float = 2.0
     """Divides the logits of both before they are compared; the soft loss is multiplied with its square."""
     top_k: int = 0
-    """Only the teacher's k likeliest classes or tokens count, scaled to a sum of 1; 0 = all."""
+    """Only the teacher's k likeliest classes or tokens count, scaled to a sum of 1; 0 = all (that are saved)."""
     hidden_weight: float = 0.0
     """Factor of 1 - cosine between what teacher and student give their heads, of the same width, by place; 0 = off."""
 
@@ -50,34 +56,76 @@ class DistillConfig:
         check(self.temperature > 0, f"distill.temperature is {self.temperature}; it must be above 0")
         check(self.top_k >= 0, f"distill.top_k is {self.top_k}; it must be 0 (all) or more")
         check(self.hidden_weight >= 0, f"distill.hidden_weight is {self.hidden_weight}; it must be 0 (off) or more")
+        check(
+            self.teacher is None or self.saved is None,
+            f"distill.teacher is {self.teacher} and distill.saved {self.saved}; logits come from one of them",
+        )
+        check(
+            not self.hidden_weight or self.saved is None,
+            f"distill.hidden_weight is {self.hidden_weight}, and distill.saved {self.saved} holds logits alone; set"
+            " distill.teacher to compare hidden states",
+        )
+
+    @property
+    def on(self) -> bool:
+        """Whether there is a teacher."""
+        return self.teacher is not None or self.saved is not None
 
 
 def check_teacher(
     config: DistillConfig, student: ModelConfig, teacher: ModelConfig, tasks: tuple[Task, Task], data: DataConfig
 ) -> None:
     """Raises `UserError` where a student can't learn from a teacher; `tasks` are those of both, in that order."""
-    check(
-        tasks[0].kind == tasks[1].kind,
-        f"the teacher {config.teacher} was trained for {tasks[1].kind}, and the task here is {tasks[0].kind}; choose a"
-        " teacher of the same objective",
-    )
-    check(
-        student.vocab_size == teacher.vocab_size,
-        f"the teacher's vocabulary has {teacher.vocab_size} rows and the student's {student.vocab_size}; set"
-        f" model.vocab_size {teacher.vocab_size}",
-    )
-    check(
-        student.n_classes == teacher.n_classes,
-        f"the teacher {config.teacher} has {teacher.n_classes} classes and the dataset {student.n_classes}",
+    _check_same_objective(
+        config.teacher, student, tasks[0].kind, tasks[1].kind, (teacher.vocab_size or 0, teacher.n_classes)
     )
     check(
         not config.hidden_weight or student.d_model == teacher.d_model,
         f"distill.hidden_weight compares hidden states, of width {student.d_model} here and {teacher.d_model} in the"
         " teacher; make model.d_model equal, or leave distill.hidden_weight at 0",
     )
-    several = {"classification": student.n_classes, "extractive_qa": data.seq_len}  # all others choose tokens
-    most = several.get(tasks[0].kind, student.vocab_size or 0)
-    check(config.top_k <= most, f"distill.top_k is {config.top_k}, and there are {most} to choose from; lower it")
+    check_top_k(config.top_k, tasks[0].kind, student, data)
+
+
+def check_lessons(config: DistillConfig, student: ModelConfig, task: Task, lessons: Lessons) -> None:
+    """Raises `UserError` where a student can't learn from what was saved; `TaughtExamples` compares the examples."""
+    _check_same_objective(config.saved, student, task.kind, lessons.kind, (lessons.vocab_size, lessons.n_classes))
+    check(
+        config.top_k <= lessons.top_k,
+        f"distill.top_k is {config.top_k}, and {config.saved} holds {lessons.top_k} choices at each place; lower it",
+    )
+    check(
+        config.fingerprint in (None, lessons.fingerprint),
+        f"the run was started with saved logits {config.fingerprint}, but {config.saved} now holds"
+        f" {lessons.fingerprint}; restore them or start a new run",
+    )
+
+
+def _check_same_objective(
+    teacher: str | None, student: ModelConfig, kind: str, taught: str, sizes: tuple[int, int]
+) -> None:
+    vocab_size, n_classes = sizes
+    check(
+        kind == taught,
+        f"the teacher {teacher} was trained for {taught}, and the task here is {kind}; choose a"
+        " teacher of the same objective",
+    )
+    check(
+        student.vocab_size == vocab_size,
+        f"the teacher's vocabulary has {vocab_size} rows and the student's {student.vocab_size}; set"
+        f" model.vocab_size {vocab_size}",
+    )
+    check(
+        student.n_classes == n_classes,
+        f"the teacher {teacher} has {n_classes} classes and the dataset {student.n_classes}",
+    )
+
+
+def check_top_k(top_k: int, kind: str, model: ModelConfig, data: DataConfig) -> None:
+    """Raises `UserError` if there are no k classes, places or tokens to choose from."""
+    several = {"classification": model.n_classes, "extractive_qa": data.seq_len}  # all others choose tokens
+    most = several.get(kind, model.vocab_size or 0)
+    check(top_k <= most, f"distill.top_k is {top_k}, and there are {most} to choose from; lower it")
 
 
 def make_teacher(

@@ -13,12 +13,13 @@ import tiny
 from scipy.special import log_softmax
 
 from lm import losses
+from lm.data.objectives.taught import LOGITS
 from lm.errors import UserError
 from lm.evaluate import to_devices
 from lm.models.transformer import Transformer
 from lm.sharding import MeshConfig, make_mesh
 from lm.tasks.causal_lm import CausalLM
-from lm.tasks.distillation import LOGITS, DistillConfig, Distilled, make_teacher
+from lm.tasks.distillation import DistillConfig, Distilled, make_teacher
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import small_runs
