@@ -25,6 +25,7 @@ TINY = {
     "train": f"{SMALL} --model.d-model 16 --model.n-layers 1 --model.n-heads 2 --model.d-ff 32",
     "evaluate": "--mesh.devices 1 --batches 1",
     "generate": "--max-new-tokens 4",
+    "teach": "--top-k 4 --mesh.devices 1",
 }
 
 
