@@ -2,14 +2,24 @@
 
 import functools
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from lm.models.transformer import ModelConfig, Transformer
+
+
+def fast(cases: Iterable[Any], *chosen: Any) -> list[Any]:
+    """Cases (tuples where a test takes several) of a parametrised test: those not chosen are marked slow."""
+    cases = list(cases)
+    assert set(chosen) <= set(cases)
+    values = {case: case if isinstance(case, tuple) else (case,) for case in cases}
+    return [pytest.param(*values[case], marks=() if case in chosen else pytest.mark.slow) for case in cases]
 
 
 def config(**changes: Any) -> ModelConfig:
