@@ -4,6 +4,7 @@ The command's module in `lm.commands`, with its heavy imports, is loaded only th
 """
 
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ COMMANDS = {
     "evaluate": "loss, perplexity and bits per byte of a run",
     "generate": "continue prompts with a trained run",
     "inspect": "what a run looks at in a text: attention maps, losses, guesses of each layer, as a page",
+    "import": "make a run of a pretrained model of Hugging Face",
+    "export": "write a run as a model that transformers loads",
     "teach": "save a run's logits for students to learn from (distillation)",
     "prepare": "turn text into a dataset, without training",
     "tokenizer": "train, compare or look at tokenizers",
@@ -87,7 +90,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if name not in COMMANDS:
             raise UserError(f"unknown command {name!r}; choose one of {', '.join(COMMANDS)}")
-        return importlib.import_module(f"lm.commands.{name}").run(rest)
+        module = f"{name}_" if keyword.iskeyword(name) else name
+        return importlib.import_module(f"lm.commands.{module}").run(rest)
     except UserError as error:
         # One line, also where the message quotes another's that has several.
         print(f"lm: {' '.join(str(error).split())}", file=sys.stderr)

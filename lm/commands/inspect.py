@@ -88,8 +88,8 @@ def _classes(path: Path, kind: str) -> tuple[str, ...]:
     """What the run's classes are called, as far as its dataset is still there to say."""
     if kind == "bert":
         return ("the second text follows the first", "the second text is from elsewhere")
-    recorded = RunDirectory(path).read("dataset.json", "folder", "fingerprint")
     try:
+        recorded = RunDirectory(path).read("dataset.json", "folder", "fingerprint")
         return tuple(load_manifest(Path(recorded["folder"])).labels)
     except UserError:
         return ()

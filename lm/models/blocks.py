@@ -48,6 +48,7 @@ class Attention(nn.Module):
     n_kv_heads: int
     head_dim: int
     use_bias: bool
+    qkv_bias: bool
     qk_norm: bool
     norm_epsilon: float
     implementation: str
@@ -66,7 +67,7 @@ class Attention(nn.Module):
 
         def project(heads: int, axis: str) -> Dense:
             features, axes = (heads, self.head_dim), ("embed", axis, "head_dim")
-            return Dense(features, axes, self.use_bias, self.kernel_init, self.dtype, self.param_dtype)
+            return Dense(features, axes, self.qkv_bias, self.kernel_init, self.dtype, self.param_dtype)
 
         self.query = project(self.n_heads, "heads")
         self.key = project(self.n_kv_heads, "kv")
@@ -214,6 +215,7 @@ def make_attention(config: ModelConfig, *, name: str | None = None, encoder: boo
         n_kv_heads=c.kv_heads,
         head_dim=c.width_of_head,
         use_bias=c.use_bias,
+        qkv_bias=c.use_bias or c.qkv_bias,
         qk_norm=c.qk_norm,
         norm_epsilon=c.norm_epsilon,
         implementation=c.attention,

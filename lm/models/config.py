@@ -41,6 +41,18 @@ class ModelConfig:
     """Position encoding; relative = T5's, a bias on attention scores by distance."""
     rope_theta: float = 10_000.0
     """Base of the rotary wavelengths."""
+    rope_scaling: Literal["none", "linear", "llama3"] = "none"
+    """Longer rotary wavelengths, for texts longer than those trained on first: linear = all rope_factor times as long;
+    llama3 = only those beyond rope_original_len / rope_low_frequency, with a passage from there to
+    rope_original_len / rope_high_frequency (LLaMA 3.1)."""
+    rope_factor: float = 8.0
+    """With rope_scaling: how many times as long."""
+    rope_low_frequency: float = 1.0
+    """With rope_scaling llama3: see there."""
+    rope_high_frequency: float = 4.0
+    """With rope_scaling llama3: see there."""
+    rope_original_len: int = 8192
+    """With rope_scaling llama3: the length trained on first."""
     relative_buckets: int = 32
     """Distances that relative positions tell apart; beyond a half of them, several share one."""
     relative_distance: int = 128
@@ -65,6 +77,8 @@ class ModelConfig:
     """Of the feed-forward block; swiglu, geglu and geglu_tanh add a gate projection."""
     use_bias: bool = True
     """Biases in projections and layer norms."""
+    qkv_bias: bool = False
+    """Biases on queries, keys and values also where use_bias is off, as in Qwen2."""
     tie_embeddings: bool = True
     """The output head is the embedding table."""
     scale_logits: bool = False
@@ -139,8 +153,13 @@ class ModelConfig:
             self.positions != "rope" or self.width_of_head % 2 == 0,
             f"model.positions = rope needs an even head width, found {self.width_of_head}; change model.n_heads",
         )
-        for name in ("rope_theta", "norm_epsilon"):
+        for name in ("rope_theta", "rope_factor", "rope_low_frequency", "rope_original_len", "norm_epsilon"):
             check(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; it must be above 0")
+        check(
+            self.rope_high_frequency > self.rope_low_frequency,
+            f"model.rope_high_frequency = {self.rope_high_frequency} is not above model.rope_low_frequency ="
+            f" {self.rope_low_frequency}; raise it",
+        )
         for name in ("attention_softcap", "logit_softcap", "init_std", "encoder_layers", "token_types", "n_classes"):
             check(getattr(self, name) >= 0, f"model.{name} is {getattr(self, name)}; it must be 0 or more")
         for name in ("embedding_dropout", "residual_dropout", "attention_dropout", "classifier_dropout"):

@@ -203,9 +203,25 @@ def sinusoidal(positions: Array, d_model: int) -> Array:
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, -1)[..., :d_model]
 
 
-def rotary_angles(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
-    """Cosines and sines for `rotate`: int32 `[B, T]` to two float32 `[B, T, 1, H/2]`."""
-    rates = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+def stretched(rates: Array, factor: float, low: float, high: float, original_len: int) -> Array:
+    """LLaMA 3.1's rates, for texts `factor` times as long (arXiv:2407.21783): float32 `[H/2]` to the same.
+
+    Pairs that turn at least `high` times within `original_len` positions keep their rate, those that turn at most `low`
+    times are slowed by `factor`, and in between the share that is kept grows with the turns.
+    """
+    turns = original_len * rates / (2 * math.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return rates * (kept + (1 - kept) / factor)
+
+
+def rotary_angles(
+    positions: Array, head_dim: int, theta: float, scaling: Callable[[Array], Array] = lambda rates: rates
+) -> tuple[Array, Array]:
+    """Cosines and sines for `rotate`: int32 `[B, T]` to two float32 `[B, T, 1, H/2]`.
+
+    From each position to the next a pair of features turns by its rate; `scaling` changes the rates, float32 `[H/2]`.
+    """
+    rates = scaling(theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim))
     angles = positions[..., None, None].astype(jnp.float32) * rates
     return jnp.cos(angles), jnp.sin(angles)
 

@@ -11,7 +11,7 @@ from lm.errors import UserError, check
 from lm.models.blocks import INTERMEDIATES, Block, Context, make_attention
 from lm.models.config import ModelConfig
 from lm.models.heads import Bias, Classifier, HeadTransform, pool
-from lm.models.layers import GATED, Dense, Embed, Head, Norm, RelativeBias, rotary_angles, sinusoidal
+from lm.models.layers import GATED, Dense, Embed, Head, Norm, RelativeBias, rotary_angles, sinusoidal, stretched
 from lm.sharding import constrain
 
 __all__ = [
@@ -220,7 +220,8 @@ class Transformer(nn.Module):
         elif c.positions == "sinusoidal":
             x = x + sinusoidal(positions, c.d_model).astype(x.dtype)
         elif c.positions == "rope":
-            context = Context(angles=rotary_angles(positions, c.width_of_head, c.rope_theta))
+            angles = rotary_angles(positions, c.width_of_head, c.rope_theta, self._scaled)
+            context = Context(angles=angles)
         elif c.positions == "relative":
             bias = self.encoder_relative_bias if encoder else self.relative_bias
             context = Context(distance_bias=bias(reach or T))
@@ -230,6 +231,15 @@ class Transformer(nn.Module):
             x = (self.encoder_embedding_norm if encoder else self.embedding_norm)(x)
         x = (self.encoder_embedding_drop if encoder else self.embedding_drop)(x, deterministic=deterministic)
         return constrain(x, "batch", "length", "activation_embed"), context
+
+    def _scaled(self, rates: Array) -> Array:
+        """Rotary rates as `rope_scaling` has them: float32 `[H/2]` to the same."""
+        c = self.config
+        if c.rope_scaling == "linear":
+            return rates / c.rope_factor
+        if c.rope_scaling == "llama3":
+            return stretched(rates, c.rope_factor, c.rope_low_frequency, c.rope_high_frequency, c.rope_original_len)
+        return rates
 
     def normed(self, x: Array) -> Array:
         """What the heads read, from what the last layer wrote: `[B, T, D]`."""

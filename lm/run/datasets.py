@@ -134,6 +134,14 @@ def described(dataset: AnyDataset) -> dict[str, Any]:
     return {"folder": folders[0], "folders": folders, "fingerprint": dataset.fingerprint}
 
 
+def check_has_dataset(run: RunDirectory) -> None:
+    """Raises `UserError` for a run that was imported and not trained here."""
+    check(
+        (run.path / "dataset.json").exists() or not (run.path / "pretrained").is_dir(),
+        f"{run.path} was imported, so it has no dataset; `lm generate`, `lm inspect` and `lm export` work without one",
+    )
+
+
 def dataset_of(
     run: RunDirectory, experiment: Experiment, progress: Progress | None = None, *, elsewhere: bool = False
 ) -> AnyDataset:
@@ -141,6 +149,7 @@ def dataset_of(
 
     With `elsewhere`, `data.root` has been changed and its old folder does not count.
     """
+    check_has_dataset(run)
     recorded = run.read("dataset.json", "folder", "fingerprint")
     if experiment.data.mixture.datasets:
         mixed = open_mixture(experiment.data.mixture)

@@ -27,7 +27,7 @@ from lm.loop import Feed, Outcome, Reporter, check_resumable, fit
 from lm.models.transformer import Transformer
 from lm.optim import make_optimizer, make_schedule
 from lm.records import RunDirectory, differences, environment
-from lm.run.datasets import AnyDataset, dataset_of, described, maker, prepared, split_batches
+from lm.run.datasets import AnyDataset, check_has_dataset, dataset_of, described, maker, prepared, split_batches
 from lm.run.use import choose_checkpoint, load, load_experiment
 from lm.sharding import check_batch, make_mesh
 from lm.tasks import Task
@@ -168,6 +168,7 @@ def resume(
     run = RunDirectory.open(path)
     run.lock()
     try:
+        check_has_dataset(run)
         saved = load_experiment(run)
         experiment = override(saved)
         check_changes(saved, experiment)

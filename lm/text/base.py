@@ -7,7 +7,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,8 @@ PAD_NAMES = ("[PAD]", "<pad>", "<|pad|>")
 MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
 
 META_FILE = "tokenizer_meta.json"
+# What a pretrained model may call otherwise than its tokenizer's names say: T5 begins with its padding.
+ROLES = ("bos_id", "eos_id")
 WORD_BOUNDARY = re.compile(r"(?<=\S)[ \n]")
 _CHUNKS = re.compile(r"(?<=\S)(?=[ \n])")
 
@@ -228,9 +230,18 @@ def first_of(names: Iterable[str], vocabulary: dict[str, int]) -> int | None:
     return next((vocabulary[name] for name in names if name in vocabulary), None)
 
 
-def write_meta(folder: Path, kind: str) -> None:
-    """Notes beside a saved tokenizer of which kind it is."""
-    (folder / META_FILE).write_text(json.dumps({"kind": kind}) + "\n", encoding="utf-8")
+def write_meta(folder: Path, kind: str, roles: Mapping[str, int] | None = None) -> None:
+    """Notes beside a saved tokenizer of which kind it is, and of `roles`, see `ROLES`."""
+    (folder / META_FILE).write_text(json.dumps({"kind": kind, **(roles or {})}) + "\n", encoding="utf-8")
+
+
+def check_roles(roles: Mapping[str, int], vocab_size: int, origin: str) -> None:
+    """Raises `UserError` for a role that no token can have."""
+    for name, token in roles.items():
+        check(
+            type(token) is int and 0 <= token < vocab_size,
+            f"{origin}: {name} is {token!r}; ids go from 0 to {vocab_size - 1}",
+        )
 
 
 def check_id(token_id: int, vocab_size: int) -> None:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from lm.errors import UserError, check
-from lm.text.base import END_OF_TEXT, META_FILE, ByteTokenizer, Tokenizer, one_line, read_text
+from lm.text.base import END_OF_TEXT, META_FILE, ROLES, ByteTokenizer, Tokenizer, one_line, read_text
+from lm.text.ids import load_ids
 from lm.text.spm import SPM_FILE, SentencePieceTokenizer
 from lm.text.subword import HF_FILE, SubwordTokenizer
 from lm.text.subword_training import BERT_SPECIAL, byte_letters, byte_level, wordpiece
@@ -23,12 +24,15 @@ _VOCAB_FILE = "vocab.txt"
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Reads what `Tokenizer.save` wrote into `folder`. Raises `UserError` if that is not there."""
     try:
-        kind = json.loads((folder / META_FILE).read_text(encoding="utf-8"))["kind"]
+        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        kind, roles = meta["kind"], {name: meta[name] for name in ROLES if name in meta}
         if kind == "byte":
             return ByteTokenizer()
         if kind == "sentencepiece":
             path = folder / SPM_FILE
-            return SentencePieceTokenizer(path.read_bytes(), origin=str(path))
+            return SentencePieceTokenizer(path.read_bytes(), origin=str(path), roles=roles)
+        if kind == "ids":
+            return load_ids(folder)
         path = folder / (WORDS_FILE if kind == "words" else HF_FILE)
         definition = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -37,7 +41,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise UserError(f"cannot read the tokenizer in {folder}: {one_line(error)}") from None
     if kind == "words":
         return SegmentedTokenizer(definition, origin=str(path))
-    return SubwordTokenizer(definition, kind=kind, origin=str(path))
+    return SubwordTokenizer(definition, kind=kind, origin=str(path), roles=roles)
 
 
 def open_file(name: str, *, lowercase: bool = False) -> Tokenizer:

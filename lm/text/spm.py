@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from lm.text.base import (
     Tokenizer,
     TokenizerConfig,
     check_id,
+    check_roles,
     cut_anywhere,
     cut_before,
     fingerprint_of,
@@ -54,12 +55,13 @@ _UNSEEN = 10.0
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model (`.model`)."""
 
-    def __init__(self, model: bytes, *, origin: str):
+    def __init__(self, model: bytes, *, origin: str, roles: Mapping[str, int] | None = None):
         """Reads a model.
 
         Args:
           model: the content of a `.model` file; `save` writes it back unchanged.
           origin: where it came from, for error messages.
+          roles: ids of `ROLES` that the model it belongs to calls otherwise.
 
         Raises:
           UserError: if it is not a whole model, or has no token that separates documents.
@@ -81,8 +83,10 @@ class SentencePieceTokenizer(Tokenizer):
             f"{origin} has no token that ends a document; train it with an end-of-sentence id (eos_id)",
         )
         self.vocab_size = sp.get_piece_size()
-        self.eos_id = sp.eos_id()
-        self.bos_id = sp.bos_id() if sp.bos_id() >= 0 else sp.eos_id()
+        self.roles = dict(roles or {})
+        check_roles(self.roles, self.vocab_size, origin)
+        self.eos_id = self.roles.get("eos_id", sp.eos_id())
+        self.bos_id = self.roles.get("bos_id", sp.bos_id() if sp.bos_id() >= 0 else self.eos_id)
         spellings = [sp.id_to_piece(i) for i in range(self.vocab_size)]
         self.special_tokens = {spelling: i for i, spelling in enumerate(spellings) if sp.is_control(i)}
         self.pad_id = sp.pad_id() if sp.pad_id() >= 0 else first_of(PAD_NAMES, self.special_tokens)
@@ -96,7 +100,7 @@ class SentencePieceTokenizer(Tokenizer):
             self._byte_ids = {c: [sp.piece_to_id(f"<0x{b:02X}>") for b in c.encode()] for c in _AS_BYTES}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._bytes, self._origin)
+        return _rebuild, (self._bytes, self._origin, self.roles)
 
     @property
     def is_exact(self) -> bool:
@@ -146,11 +150,12 @@ class SentencePieceTokenizer(Tokenizer):
         """See `Tokenizer`."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SPM_FILE).write_bytes(self._bytes)
-        write_meta(folder, "sentencepiece")
+        write_meta(folder, "sentencepiece", self.roles)
 
     def fingerprint(self) -> str:
         """See `Tokenizer`."""
-        return fingerprint_of("sentencepiece", self._bytes)
+        roles = (f"{name} {i}" for name, i in sorted(self.roles.items()))
+        return fingerprint_of("sentencepiece", self._bytes, *roles)
 
     def pieces(self, text: str, size: int) -> Iterator[str]:
         """See `Tokenizer`; an exact model sees a line at a time, so text may be cut before any newline."""
@@ -338,5 +343,5 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
     return value | message[at] << shift, at + 1
 
 
-def _rebuild(model: bytes, origin: str) -> SentencePieceTokenizer:
-    return SentencePieceTokenizer(model, origin=origin)
+def _rebuild(model: bytes, origin: str, roles: Mapping[str, int]) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(model, origin=origin, roles=roles)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from lm.text.base import (
     PAD_NAMES,
     Tokenizer,
     check_id,
+    check_roles,
     cut_anywhere,
     cut_between_words,
     fingerprint_of,
@@ -35,13 +36,14 @@ CUT_BETWEEN_WORDS = ("bpe", "unigram", "wordpiece", "word")
 class SubwordTokenizer(Tokenizer):
     """A tokenizer of the Hugging Face library: of a kind made here (`bpe`, `word`, ...), or `hf`, brought along."""
 
-    def __init__(self, definition: str, *, kind: str, origin: str):
+    def __init__(self, definition: str, *, kind: str, origin: str, roles: Mapping[str, int] | None = None):
         """Reads a tokenizer.
 
         Args:
           definition: the content of a `tokenizer.json`; `save` writes it back unchanged.
           kind: which kind this program made, otherwise "hf".
           origin: where it came from, for error messages.
+          roles: ids of `ROLES` that the model it belongs to calls otherwise than by name.
 
         Raises:
           UserError: if it is not a tokenizer, or has no token that separates documents.
@@ -55,19 +57,23 @@ class SubwordTokenizer(Tokenizer):
         self._definition = definition
         self._origin = origin
         self.kind = kind
+        self.roles = dict(roles or {})
         vocabulary = self._hf.get_vocab(with_added_tokens=True)
         eos = next((name for name in EOS_NAMES if name in vocabulary), None)
         if eos is None:
             raise UserError(f"{origin} has no token that ends a document; it needs one of: {', '.join(EOS_NAMES)}")
         bos = next((name for name in BOS_NAMES if name in vocabulary), eos)
         self.vocab_size = max(vocabulary.values()) + 1
-        self.eos_id = vocabulary[eos]
-        self.bos_id = vocabulary[bos]
+        check_roles(self.roles, self.vocab_size, origin)
+        self.eos_id = self.roles.get("eos_id", vocabulary[eos])
+        self.bos_id = self.roles.get("bos_id", vocabulary[bos])
         self.unk_id = _unknown(json.loads(definition).get("model") or {}, vocabulary)
         self.pad_id = first_of(PAD_NAMES, vocabulary)
         self.mask_id = first_of(MASK_NAMES, vocabulary)
 
-        self._hf.add_special_tokens([eos, bos])  # Files converted by hand list them as ordinary tokens.
+        ends = [self._hf.id_to_token(i) for i in (self.eos_id, self.bos_id)]
+        # Files converted by hand list them as ordinary tokens.
+        self._hf.add_special_tokens([end for end in ends if end is not None])
         self._hf.encode_special_tokens = True  # Special tokens spelled out in text are text.
         self._hf.no_truncation()
         self._hf.no_padding()
@@ -76,7 +82,12 @@ class SubwordTokenizer(Tokenizer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What the library pickles lacks the switch above: a copy in a worker process would let text forge tokens.
-        return _rebuild, (self._definition, self.kind, self._origin)
+        return _rebuild, (self._definition, self.kind, self._origin, self.roles)
+
+    @property
+    def definition(self) -> str:
+        """The content of its `tokenizer.json`."""
+        return self._definition
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
@@ -109,11 +120,11 @@ class SubwordTokenizer(Tokenizer):
         """See `Tokenizer`."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / HF_FILE).write_text(self._definition, encoding="utf-8")
-        write_meta(folder, self.kind)
+        write_meta(folder, self.kind, self.roles)
 
     def fingerprint(self) -> str:
         """See `Tokenizer`."""
-        return fingerprint_of("hf", self._definition)
+        return fingerprint_of("hf", self._definition, *(f"{name} {i}" for name, i in sorted(self.roles.items())))
 
     def pieces(self, text: str, size: int) -> Iterator[str]:
         """See `Tokenizer`.
@@ -128,8 +139,8 @@ class SubwordTokenizer(Tokenizer):
             yield text
 
 
-def _rebuild(definition: str, kind: str, origin: str) -> SubwordTokenizer:
-    return SubwordTokenizer(definition, kind=kind, origin=origin)
+def _rebuild(definition: str, kind: str, origin: str, roles: Mapping[str, int]) -> SubwordTokenizer:
+    return SubwordTokenizer(definition, kind=kind, origin=origin, roles=roles)
 
 
 def _unknown(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
