@@ -85,7 +85,7 @@ def run(command: str, at: str) -> None:
 
 def test_commands_of_the_page_run(folder: Path) -> None:
     pytest.importorskip("sacrebleu")
-    run("lm train configs/ptb_small.py --run runs/teacher", "runs/teacher")
+    run("lm train configs/families/multi30k.py --run runs/teacher", "runs/teacher")
     shown = commands(DOCUMENT.read_text(encoding="utf-8"))
     assert len(shown) >= 5
     for command in shown:

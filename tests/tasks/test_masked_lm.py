@@ -31,7 +31,7 @@ def batch_of(task: MaskedLM, vocab_size: int) -> dict[str, jax.Array]:
     return {name: jnp.asarray(value) for name, value in rows.items()}
 
 
-@pytest.mark.parametrize("chunk", [0, 2])
+@pytest.mark.parametrize("chunk", tiny.fast([0, 2], 2))
 def test_the_head_sees_hidden_places_alone(chunk: int) -> None:
     task = MaskedLM(label_smoothing=0.1, z_loss=1e-3, loss_chunk=chunk)
     model, params = tiny.build(dataclasses.replace(tiny.config(), mask="bidirectional"))
@@ -48,13 +48,13 @@ def test_the_head_sees_hidden_places_alone(chunk: int) -> None:
         )
         return total, sums
 
-    (expected, sums), expected_grad = jax.value_and_grad(whole, has_aux=True)(params)
-    found, rows = task.loss(model, params, batch, None)
+    (expected, sums), expected_grad = jax.jit(jax.value_and_grad(whole, has_aux=True))(params)
+    found, rows = jax.jit(lambda params: task.loss(model, params, batch, None))(params)
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
     np.testing.assert_allclose(rows["rows"]["loss"], sums["loss"], rtol=1e-6)
     np.testing.assert_array_equal(rows["rows"]["correct"], sums["correct"])
     np.testing.assert_array_equal(rows["rows"]["weight"], batch["weights"].sum(1))
-    grad = jax.grad(lambda params: task.loss(model, params, batch, jax.random.key(0))[0])(params)
+    grad = jax.jit(jax.grad(lambda params: task.loss(model, params, batch, jax.random.key(0))[0]))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grad, expected_grad)
 
 

@@ -26,22 +26,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import small_runs
 from tasks.families import experiment
 
-K = 3
-PAIRS = [("t5", "seq2seq"), ("gpt", "causal_lm"), ("bert", "classification"), ("bert", "extractive_qa")]
+K = 2
+PAIRS = [("t5", "seq2seq"), ("gpt", "causal_lm"), ("bert", "extractive_qa")]
 
 
 def taught(folder: Path, family: str, kind: str) -> Path:
     """A folder with a teacher's run, and what it says."""
     settings = experiment(folder, family, kind)
     small_runs.start(settings, folder / "run")
-    k = 2 if kind == "classification" else K
-    assert main(["teach", str(folder / "run"), "--top-k", str(k), "--mesh.devices", "1"]) == 0
+    assert main(["teach", str(folder / "run"), "--top-k", str(K), "--mesh.devices", "1"]) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
-def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught(tmp_path_factory.mktemp("translator"), "t5", "seq2seq")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return taught(tmp_path_factory.mktemp("classifier"), "bert", "classification")
 
 
 def student(folder: Path, family: str, kind: str, **distill: Any) -> Experiment:
@@ -79,15 +78,15 @@ def check_pair(folder: Path, family: str, kind: str) -> None:
         losses.append([m["soft_loss"] for m in small_runs.metrics(folder / name) if m["split"] == "train"])
     # Half precision moves a logit by 0.05 % and a divergence by less than that in nats, however small it is.
     np.testing.assert_allclose(*losses, rtol=2e-3, atol=2e-5)
-    assert max(losses[0]) > 0.01
+    assert max(losses[0]) > 0.005
 
 
-def test_a_student_learns_from_saved_logits_what_it_learns_from_the_teacher(translator: Path) -> None:
-    check_pair(translator, "t5", "seq2seq")
+def test_a_student_learns_from_saved_logits_what_it_learns_from_the_teacher(classifier: Path) -> None:
+    check_pair(classifier, "bert", "classification")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "kind"), PAIRS[1:])
+@pytest.mark.parametrize(("family", "kind"), PAIRS)
 def test_other_objectives_are_saved_alike(tmp_path: Path, family: str, kind: str) -> None:
     check_pair(taught(tmp_path, family, kind), family, kind)
 
@@ -107,17 +106,18 @@ def test_static_masks_can_be_taught_and_dynamic_ones_cannot(tmp_path: Path, caps
     assert np.load(tmp_path / "static" / "logits" / "ids.npy").shape[0] == said["examples"]
 
 
-def test_a_run_in_parts_is_the_straight_run(translator: Path, tmp_path: Path) -> None:
-    settings = student(translator, "t5", "seq2seq")
+@pytest.mark.slow
+def test_a_run_in_parts_is_the_straight_run(classifier: Path, tmp_path: Path) -> None:
+    settings = student(classifier, "bert", "classification")
     small_runs.start(settings, tmp_path / "straight")
     small_runs.train_in_parts(settings, tmp_path / "parts", 3)
     small_runs.assert_same_run(tmp_path / "straight", tmp_path / "parts")
 
 
-def test_logits_that_changed_are_noticed(translator: Path, tmp_path: Path) -> None:
-    settings = student(translator, "t5", "seq2seq")
+def test_logits_that_changed_are_noticed(classifier: Path, tmp_path: Path) -> None:
+    settings = student(classifier, "bert", "classification")
     small_runs.start(settings, tmp_path / "run", stop_at=2)
-    path = translator / "run" / "logits" / "lessons.json"
+    path = classifier / "run" / "logits" / "lessons.json"
     before = path.read_text()
     path.write_text(before.replace(json.loads(before)["fingerprint"], "0" * 16))
     try:
@@ -130,16 +130,16 @@ def test_logits_that_changed_are_noticed(translator: Path, tmp_path: Path) -> No
 STUDENTS = {
     "no folder": ({"saved": "nowhere"}, {}, "nowhere holds no saved logits .* make them with `lm teach RUN`"),
     "other rows": ({}, {"data": {"seq_len": 12}}, r"was made of other training examples [^;]*; .*data\.seq_len"),
-    "more than saved": ({"top_k": 4}, {}, "distill.top_k is 4, and .* holds 3 choices"),
+    "more than saved": ({"top_k": 3}, {}, "distill.top_k is 3, and .* holds 2 choices"),
     "another vocabulary": ({}, {"model": {"vocab_size": 512}}, "the teacher's vocabulary has 384 rows"),
 }
 
 
 @pytest.mark.parametrize(("distill", "changes", "message"), STUDENTS.values(), ids=STUDENTS)
 def test_mistakes_of_students(
-    translator: Path, tmp_path: Path, distill: dict[str, Any], changes: dict[str, dict[str, Any]], message: str
+    classifier: Path, tmp_path: Path, distill: dict[str, Any], changes: dict[str, dict[str, Any]], message: str
 ) -> None:
-    settings = student(translator, "t5", "seq2seq", **distill)
+    settings = student(classifier, "bert", "classification", **distill)
     for section, values in changes.items():
         changed = dataclasses.replace(getattr(settings, section), **values)
         settings = dataclasses.replace(settings, **{section: changed})
@@ -151,17 +151,17 @@ def test_mistakes_of_students(
 TEACHERS = {
     "there already": ([], "logits is there already; name a folder to be made"),
     "nothing to choose": (["--top-k", "0"], "top-k is 0"),
-    "too many": (["--top-k", "999", "--output", "new"], "there are 384 to choose from"),
+    "too many": (["--top-k", "999", "--output", "new"], "there are 2 to choose from"),
     "no checkpoint": (["--checkpoint", "99", "--output", "new"], "has no checkpoint '99'"),
 }
 
 
 @pytest.mark.parametrize(("options", "message"), TEACHERS.values(), ids=TEACHERS)
 def test_mistakes_of_teachers(
-    translator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, options, message
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, options, message
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["teach", str(translator / "run"), "--mesh.devices", "1", *options]) == 2
+    assert main(["teach", str(classifier / "run"), "--mesh.devices", "1", *options]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
