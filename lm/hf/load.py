@@ -47,7 +47,7 @@ def recognise(source: Source) -> Pretrained:
 
 def _is_copy(source: Source, names: dict[str, str], family: Family, config: dict[str, Any]) -> bool:
     """Whether the output head in the files is the token embedding again; where they differ, the files are right."""
-    if family.table not in names or (config.get("tie_word_embeddings", family.tied) is False and not family.tied):
+    if family.table not in names or not config.get("tie_word_embeddings", family.tied):
         return False
     head, table = names[family.head], names[family.table]
     shapes = source.tensors.shapes

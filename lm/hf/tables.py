@@ -32,6 +32,10 @@ class Row:
     """Of a matrix: how many of our leading axes are inputs."""
     part: tuple[int, int] = (0, 1)
     """Of a weight that holds several of our parameters side by side along its outputs: which of how many."""
+    beside: str = ""
+    """A parameter without which this row does not hold."""
+    without: str = ""
+    """A parameter with which this row does not hold."""
 
     @property
     def stacked(self) -> bool:
@@ -102,8 +106,8 @@ class Family:
     """A config.json from a model, with `model_type`; the second argument is one of `kinds`."""
     architecture: Callable[[Mapping[str, Any], Names], str]
     """Which of `architectures` a config.json and the names beside it are, as the table tells them apart."""
-    choose: Callable[[ModelConfig, str], str]
-    """Which of `architectures` a model is that was trained for a task of this kind."""
+    choose: Callable[[str, ModelConfig, str], str]
+    """Which of `architectures` a model is, as one of `kinds`, that was trained for a task of this kind."""
     renamed: tuple[tuple[str, str], ...] = ()
     """Regular expressions of names in older files, and what they are now."""
     copies: tuple[str, ...] = ()
@@ -135,7 +139,11 @@ class Family:
     def rows_of(self, architecture: str, paths: Iterable[str]) -> list[Row]:
         """The rows of a model's parameters, which are all in the table."""
         there = set(paths)
-        rows = [row for row in self.rows(architecture) if row.ours in there]
+        rows = [
+            row
+            for row in self.rows(architecture)
+            if row.ours in there and row.without not in there and (not row.beside or row.beside in there)
+        ]
         lacking = sorted(there - {row.ours for row in rows})
         if lacking:
             raise UserError(f"{self.name} has no place for {listed(lacking)}; choose another model")

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm.errors import UserError, check
+from lm.hf.families.bert import BERT
 from lm.hf.families.gpt2 import GPT2
+from lm.hf.families.llama import LLAMA
+from lm.hf.families.t5 import T5
 from lm.hf.tables import Family
 from lm.models.config import ModelConfig
 
-FAMILIES = (GPT2,)
+FAMILIES = (GPT2, LLAMA, BERT, T5)
 
 # Settings that say how a model is computed, made at first or trained, not what it computes.
 _FREE = {
@@ -79,7 +82,7 @@ def expressed(model: ModelConfig, task: str, preferred: str | None = None) -> tu
     nearest = ""
     kinds = [(family, kind) for family in FAMILIES for kind in family.kinds]
     for family, kind in sorted(kinds, key=lambda pair: pair[1] != preferred):
-        architecture = family.choose(model, task)
+        architecture = family.choose(kind, model, task)
         config = family.write(model, kind) | {"architectures": [architecture]}
         names = {row.theirs for row in family.rows(architecture) if _has(model, row.ours)}
         try:

@@ -91,6 +91,6 @@ GPT2 = Family(
     read=_read,
     write=_write,
     architecture=lambda config, names: "GPT2LMHeadModel",
-    choose=lambda model, task: "GPT2LMHeadModel",
+    choose=lambda kind, model, task: "GPT2LMHeadModel",
     tied=True,
 )
