@@ -12,7 +12,8 @@ import numpy as np
 from lm import tree
 from lm.errors import UserError, check
 from lm.hf.families import family_of
-from lm.hf.source import Source
+from lm.hf.families.bert import POOLING
+from lm.hf.source import CONFIG, Source, read_json
 from lm.hf.tables import Family, Row, Shape, listed
 from lm.models.config import ModelConfig
 
@@ -38,11 +39,20 @@ def recognise(source: Source) -> Pretrained:
     family = family_of(source.config)
     names = family.canonical(source.tensors.shapes)
     config = dict(source.config)
+    if (pooling := _pooling(source)) is not None:
+        config[POOLING] = pooling
     if family.head in names and _is_copy(source, names, family, config):
         del names[family.head]
     architecture = family.architecture(config, names)
     model = family.read(config, names)
     return Pretrained(source, family, architecture, model, names)
+
+
+def _pooling(source: Source) -> str | None:
+    """How sentence-transformers, whose folder it may be, makes one vector of a text: `mean`, or None for otherwise."""
+    path = source.folder / POOLING / CONFIG
+    means = path.is_file() and read_json(path).get("pooling_mode_mean_tokens") is True
+    return "mean" if means else None
 
 
 def _is_copy(source: Source, names: dict[str, str], family: Family, config: dict[str, Any]) -> bool:
