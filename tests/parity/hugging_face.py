@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from pretrained import params_of
 
 from lm.models.transformer import ModelConfig
 
@@ -62,74 +63,14 @@ def gpt2_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _stack(weights: Weights, pattern: str, shape: tuple[int, ...], transpose: bool = False) -> np.ndarray:
-    layers = [weights[pattern.format(i)] for i in range(LAYERS)]
-    return np.stack([(w.T if transpose else w).reshape(shape) for w in layers])
-
-
 def gpt2_params(weights: Weights) -> dict[str, Any]:
-    """GPT-2's weights as our parameters: its matrices are `[in, out]`, queries, keys and values side by side."""
-    D, H = WIDTH, WIDTH // HEADS
-    h = "transformer.h.{}."
-
-    def norm(name: str) -> dict[str, np.ndarray]:
-        return {"scale": _stack(weights, f"{h}{name}.weight", (D,)), "bias": _stack(weights, f"{h}{name}.bias", (D,))}
-
-    def dense(name: str, kernel: tuple[int, ...], bias: tuple[int, ...]) -> dict[str, np.ndarray]:
-        return {
-            "kernel": _stack(weights, f"{h}{name}.weight", kernel),
-            "bias": _stack(weights, f"{h}{name}.bias", bias),
-        }
-
-    packed = dense("attn.c_attn", (D, 3, HEADS, H), (3, HEADS, H))
-    qkv = {
-        name: {"kernel": packed["kernel"][:, :, i], "bias": packed["bias"][:, i]}
-        for i, name in enumerate(("query", "key", "value"))
-    }
-    return {
-        "embed": {"embedding": weights["transformer.wte.weight"]},
-        "position_embed": {"embedding": weights["transformer.wpe.weight"]},
-        "layers": {
-            "attention_norm": norm("ln_1"),
-            "attention": qkv | {"out": dense("attn.c_proj", (HEADS, H, D), (D,))},
-            "mlp_norm": norm("ln_2"),
-            "mlp": {"up": dense("mlp.c_fc", (D, 4 * D), (4 * D,)), "down": dense("mlp.c_proj", (4 * D, D), (D,))},
-        },
-        "final_norm": {"scale": weights["transformer.ln_f.weight"], "bias": weights["transformer.ln_f.bias"]},
-    }
+    """GPT-2's weights as our parameters."""
+    return params_of(weights, GPT2)
 
 
 def llama_params(weights: Weights) -> dict[str, Any]:
-    """LLaMA's weights as our parameters: its matrices are `[out, in]`."""
-    D, H, K, F = WIDTH, WIDTH // HEADS, LLAMA.kv_heads, LLAMA.width_of_mlp
-    h = "model.layers.{}."
-
-    def dense(name: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-        return {"kernel": _stack(weights, f"{h}{name}.weight", shape, transpose=True)}
-
-    def norm(name: str) -> dict[str, np.ndarray]:
-        return {"scale": _stack(weights, f"{h}{name}.weight", (D,))}
-
-    return {
-        "embed": {"embedding": weights["model.embed_tokens.weight"]},
-        "layers": {
-            "attention_norm": norm("input_layernorm"),
-            "attention": {
-                "query": dense("self_attn.q_proj", (D, HEADS, H)),
-                "key": dense("self_attn.k_proj", (D, K, H)),
-                "value": dense("self_attn.v_proj", (D, K, H)),
-                "out": dense("self_attn.o_proj", (HEADS, H, D)),
-            },
-            "mlp_norm": norm("post_attention_layernorm"),
-            "mlp": {
-                "gate": dense("mlp.gate_proj", (D, F)),
-                "up": dense("mlp.up_proj", (D, F)),
-                "down": dense("mlp.down_proj", (F, D)),
-            },
-        },
-        "final_norm": {"scale": weights["model.norm.weight"]},
-        "head": {"kernel": weights["lm_head.weight"].T},
-    }
+    """LLaMA's weights as our parameters."""
+    return params_of(weights, LLAMA)
 
 
 def batch(step: int) -> np.ndarray:

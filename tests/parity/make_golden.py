@@ -1,4 +1,5 @@
-"""Writes `golden/`, what torch computes, for where torch is absent: `python tests/parity/make_golden.py`."""
+"""Writes `golden/`, what torch computes, for where torch is absent: `PYTHONPATH=tests python
+tests/parity/make_golden.py`."""
 
 from pathlib import Path
 

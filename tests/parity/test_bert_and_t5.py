@@ -116,9 +116,8 @@ def test_t5_is_that_of_torch(torch_models, gated):
     model = torch_models.t5(gated)
     # `transformers` 5 ties the head of 1.1 too, and leaves out the scale.
     changes = {"activation": "geglu_tanh", "scale_logits": False} if gated else {}
-    ours = seq2seq_logits(
-        replace(torch_families.T5, **changes), torch_families.t5_params(torch_models.weights_of(model))
-    )
+    config = replace(torch_families.T5, **changes)
+    ours = seq2seq_logits(config, torch_families.t5_params(torch_models.weights_of(model), config))
     np.testing.assert_allclose(ours, torch_models.t5_logits(model), atol=1e-5, rtol=0)
 
 

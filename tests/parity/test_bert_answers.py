@@ -83,7 +83,6 @@ def theirs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def test_scores_loss_and_gradient_are_theirs() -> None:
     batch, drawn, model, task = rows(), weights(), Transformer(CONFIG), ExtractiveQA(max_question=4)
     params = torch_families.bert_params(drawn)
-    params["span_head"] = {"kernel": drawn["qa_outputs.weight"].T, "bias": drawn["qa_outputs.bias"]}
     wanted = theirs(batch)
 
     def loss(params):

@@ -1,7 +1,5 @@
 """Every family and variant: logits of a folder that transformers wrote, as torch computes them, and gradients."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,7 +189,7 @@ def test_gradients_of_decoders(name, tmp_path):
 def outputs(model, params, batch):
     """Everything a BERT may say."""
 
-    @functools.partial(jax.jit, static_argnames=())
+    @jax.jit
     def run(params):
         bound = Transformer(model).bind({"params": params})
         segments = batch["segments"]

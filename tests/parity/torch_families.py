@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from pretrained import params_of
 
 from lm.models.transformer import ModelConfig
 
@@ -134,89 +135,13 @@ def _stacker(weights: Weights, prefix: str, layers: int):
 
 
 def bert_params(weights: Weights) -> dict[str, Any]:
-    """`BertForPreTraining`'s weights as our parameters: its matrices are `[out, in]`."""
-    D, H = WIDTH, WIDTH // HEADS
-    stack = _stacker(weights, "bert.encoder.layer.", LAYERS)
-
-    def dense(name: str, kernel: tuple[int, ...], bias: tuple[int, ...]) -> dict[str, np.ndarray]:
-        return {"kernel": stack(f"{name}.weight", kernel), "bias": stack(f"{name}.bias", bias)}
-
-    def norms(name: str) -> dict[str, np.ndarray]:
-        return {"scale": stack(f"{name}.weight"), "bias": stack(f"{name}.bias")}
-
-    def single(name: str) -> dict[str, np.ndarray]:
-        return {"kernel": weights[f"{name}.weight"].T, "bias": weights[f"{name}.bias"]}
-
-    def norm(name: str) -> dict[str, np.ndarray]:
-        return {"scale": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]}
-
-    projections = {
-        name: dense(f"attention.self.{name}", (D, HEADS, H), (HEADS, H)) for name in ("query", "key", "value")
-    }
-    tables = {"embed": "word", "position_embed": "position", "type_embed": "token_type"}
-    embeddings = {
-        ours: {"embedding": weights[f"bert.embeddings.{theirs}_embeddings.weight"]} for ours, theirs in tables.items()
-    }
-    return embeddings | {
-        "embedding_norm": norm("bert.embeddings.LayerNorm"),
-        "layers": {
-            "attention": projections | {"out": dense("attention.output.dense", (HEADS, H, D), (D,))},
-            "attention_norm": norms("attention.output.LayerNorm"),
-            "mlp": {"up": dense("intermediate.dense", (D, FF), (FF,)), "down": dense("output.dense", (FF, D), (D,))},
-            "mlp_norm": norms("output.LayerNorm"),
-        },
-        "pooler": single("bert.pooler.dense"),
-        "classifier": single("cls.seq_relationship"),
-        "head_transform": {
-            "dense": single("cls.predictions.transform.dense"),
-            "norm": norm("cls.predictions.transform.LayerNorm"),
-        },
-        "head_bias": {"bias": weights["cls.predictions.bias"]},
-    }
+    """`BertForPreTraining`'s weights as our parameters; with `qa_outputs` among them, also scores of spans."""
+    return params_of(weights, BERT, "bert")
 
 
-def t5_params(weights: Weights) -> dict[str, Any]:
-    """`T5ForConditionalGeneration`'s weights as our parameters, of version 1.0 or 1.1."""
-    D, H = WIDTH, T5_HEAD
-    gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in weights
-
-    def layers_of(name: str, layers: int) -> dict[str, Any]:
-        stack = _stacker(weights, f"{name}.block.", layers)
-
-        def attention(at: str) -> dict[str, Any]:
-            ours = {"query": "q", "key": "k", "value": "v"}
-            projections = {our: {"kernel": stack(f"{at}.{their}.weight", (D, HEADS, H))} for our, their in ours.items()}
-            return projections | {"out": {"kernel": stack(f"{at}.o.weight", (HEADS, H, D))}}
-
-        last = 2 if name == "decoder" else 1
-        ff = f"layer.{last}.DenseReluDense."
-        ours = {"gate": "wi_0", "up": "wi_1", "down": "wo"} if gated else {"up": "wi", "down": "wo"}
-        found = {
-            "attention": attention("layer.0.SelfAttention"),
-            "attention_norm": {"scale": stack("layer.0.layer_norm.weight")},
-            "mlp": {
-                our: {"kernel": stack(f"{ff}{their}.weight", (FF, D) if our == "down" else (D, FF))}
-                for our, their in ours.items()
-            },
-            "mlp_norm": {"scale": stack(f"layer.{last}.layer_norm.weight")},
-        }
-        if name == "decoder":
-            found["cross_attention"] = attention("layer.1.EncDecAttention")
-            found["cross_norm"] = {"scale": stack("layer.1.layer_norm.weight")}
-        return found
-
-    def bias(name: str) -> dict[str, np.ndarray]:
-        return {"embedding": weights[f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]}
-
-    return {
-        "embed": {"embedding": weights["shared.weight"]},
-        "relative_bias": bias("decoder"),
-        "encoder_relative_bias": bias("encoder"),
-        "layers": layers_of("decoder", LAYERS),
-        "encoder_layers": layers_of("encoder", ENCODER_LAYERS),
-        "final_norm": {"scale": weights["decoder.final_layer_norm.weight"]},
-        "encoder_norm": {"scale": weights["encoder.final_layer_norm.weight"]},
-    }
+def t5_params(weights: Weights, config: ModelConfig = T5) -> dict[str, Any]:
+    """`T5ForConditionalGeneration`'s weights as our parameters."""
+    return params_of(weights, config, "seq2seq")
 
 
 def transformer_params(weights: Weights) -> dict[str, Any]:
