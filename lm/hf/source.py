@@ -235,7 +235,7 @@ class TorchTensors:
 def _download(name: str) -> Path:
     """A model of the hub, its small files and its weights in the best format that it has."""
     hub = require("huggingface_hub", extra="hf", need=f"{name}, which is not a folder here, from the hub,")
-    errors = hub.errors
+    errors = require("huggingface_hub.errors", extra="hf", need=name)
     try:
         try:
             files = [file.rfilename for file in hub.HfApi().model_info(name).siblings or []]
