@@ -28,7 +28,7 @@ from lm.text.augment import AugmentConfig
 from lm.text.clean import CleanConfig
 from lm.text.dedup import DedupConfig
 from lm.text.tokenizer import TokenizerConfig
-from lm.train import TrainConfig
+from lm.train import InitConfig, TrainConfig
 
 T = TypeVar("T")
 
@@ -37,8 +37,10 @@ T = TypeVar("T")
 class Experiment:
     """Everything a run depends on."""
 
+    init_from: InitConfig = field(default_factory=InitConfig)
+    """A run to go on from: fine-tuning, or more pretraining."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The network."""
+    """The network; of `init_from.run`, what is left at its default comes from there."""
     data: DataConfig = field(default_factory=DataConfig)
     """The text and how it is read."""
     clean: CleanConfig = field(default_factory=CleanConfig)

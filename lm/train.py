@@ -95,6 +95,16 @@ class TrainConfig:
         return math.ceil(self.epochs * steps_per_epoch)
 
 
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """What a new run begins with."""
+
+    run: str | None = None
+    """Run directory, trained or imported, whose model, tokenizer and parameters it begins with; None = a new model."""
+    checkpoint: str = "best"
+    """The run's checkpoint: best, latest or a step."""
+
+
 @struct.dataclass
 class TrainState:
     """Everything a step changes. `step` counts batches, `skipped` those that were not applied."""
@@ -191,7 +201,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            ema = optax.incremental_update(params, ema, 1.0 - config.ema_decay)
+            # In float32: the product of a half-precision parameter and a small share would be rounded to 1 in 256.
+            ema = optax.incremental_update(optax.tree.cast(params, jnp.float32), ema, 1.0 - config.ema_decay)
         new = (params, opt_state, ema)
         old = (state.params, state.opt_state, state.ema)
         params, opt_state, ema = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

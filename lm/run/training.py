@@ -27,12 +27,13 @@ from lm.loop import Feed, Outcome, Reporter, check_resumable, fit
 from lm.models.transformer import Transformer
 from lm.optim import make_optimizer, make_schedule
 from lm.records import RunDirectory, differences, environment
+from lm.run.begin import begun, check_parent, with_parent
 from lm.run.datasets import AnyDataset, check_has_dataset, dataset_of, described, maker, prepared, split_batches
 from lm.run.use import choose_checkpoint, load, load_experiment
 from lm.sharding import check_batch, make_mesh
 from lm.tasks import Task
 from lm.tasks.distillation import Distilled, check_lessons, check_teacher, make_teacher
-from lm.text.tokenizer import check_tokenizer_config, is_trained, train_tokenizer
+from lm.text.tokenizer import TokenizerConfig, check_tokenizer_config, is_trained, train_tokenizer
 from lm.train import Program, abstract_params, make_program
 
 # Settings that a resumed run may change: where and how it runs, never what it computes.
@@ -121,6 +122,7 @@ def start(
       UserError: anything about the settings; then no run directory was made.
       TrainingHaltedError: something was not finite.
     """
+    experiment = with_parent(experiment)
     mesh = check_experiment(experiment)
     RunDirectory.check_new(path)
     experiment = _with_settled_teacher(experiment)
@@ -129,10 +131,20 @@ def start(
         model = experiment.task.settle(model, dataset.labels)
         experiment = dataclasses.replace(experiment, model=model)
         parts = _Parts.build(experiment, dataset, mesh)
+        new: tuple[str, ...] = ()
+        if experiment.init_from.run is not None:
+            fingerprint = dataset.tokenizer.fingerprint()
+            new = check_parent(experiment, fingerprint, parts.program.target.params, mesh)
     if parts.feed.validation is None:
         reporter.message(
             "no validation split, so nothing will be evaluated: no document fell into it; make more and smaller"
             " documents (data.document paragraph or line), raise data.validation_fraction or set data.validation_source"
+        )
+    if experiment.init_from.run is not None:
+        begins_anew = f"; new are {', '.join(new)}" if new else ""
+        reporter.message(
+            f"begins with the parameters of {experiment.init_from.run} at step {experiment.init_from.checkpoint}"
+            f"{begins_anew}"
         )
     if parts.cut:
         reporter.message(
@@ -172,7 +184,9 @@ def resume(
         saved = load_experiment(run)
         experiment = override(saved)
         check_changes(saved, experiment)
-        mesh = check_experiment(experiment)
+        # The run has its tokenizer; the file it may have come from need not be there any more.
+        own = dataclasses.replace(experiment, tokenizer=TokenizerConfig(kind=f"file:{run.tokenizer}"))
+        mesh = check_experiment(own if not experiment.data.mixture.datasets else experiment)
         dataset = dataset_of(run, experiment, progress, elsewhere=experiment.data.root != saved.data.root)
         parts = _Parts.build(experiment, dataset, mesh)
         step = check_resumable(run, parts.program, dataset.tokenizer.fingerprint())
@@ -240,6 +254,9 @@ class _Parts:
         schedule = make_schedule(experiment.optim, total)
         tx = make_optimizer(experiment.optim, schedule, abstract_params(model, mesh)[0])
         program = make_program(model, task, tx, schedule, train, mesh)
+        if experiment.init_from.run is not None:
+            first = functools.partial(begun, program.init, experiment, dataset.tokenizer.fingerprint(), mesh)
+            program = dataclasses.replace(program, init=first)
         training = functools.partial(
             loader.training_batches,
             store,
