@@ -5,11 +5,11 @@ import itertools
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from lm import run as runs
 from lm.config import from_dict, to_dict
@@ -28,11 +28,6 @@ from tasks.families import FAMILIES, FAST, PAIRS, SERVES, experiment
 
 ONE, EIGHT = MeshConfig(devices=1), MeshConfig(fsdp=2, tensor=2)
 STEPS = 10
-
-
-def pairs(fast: list[tuple[str, str]]) -> list[Any]:
-    """All pairs, those that are not named marked as slow."""
-    return [pytest.param(*pair, marks=() if pair in fast else pytest.mark.slow, id="-".join(pair)) for pair in PAIRS]
 
 
 # The fast suite asks each of its pairs one of the two questions (a decoder on eight devices is in test_meshes.py).
@@ -75,7 +70,7 @@ def losses(folder: Path, family: str, kind: str, mesh_config: MeshConfig) -> tup
     return np.array(found), result
 
 
-@pytest.mark.parametrize(("family", "kind"), pairs(ON_EIGHT))
+@pytest.mark.parametrize(("family", "kind"), tiny.fast(PAIRS, *ON_EIGHT))
 def test_losses_on_eight_devices_are_those_of_one(corpus: Path, family: str, kind: str) -> None:
     one, held_out = losses(corpus, family, kind, ONE)
     eight, on_eight = losses(corpus, family, kind, EIGHT)
@@ -87,7 +82,7 @@ def test_losses_on_eight_devices_are_those_of_one(corpus: Path, family: str, kin
         assert on_eight[name] == pytest.approx(held_out[name], rel=1e-4)
 
 
-@pytest.mark.parametrize(("family", "kind"), pairs(IN_PARTS))
+@pytest.mark.parametrize(("family", "kind"), tiny.fast(PAIRS, *IN_PARTS))
 def test_a_run_in_parts_is_the_straight_run(corpus: Path, tmp_path: Path, family: str, kind: str) -> None:
     settings = experiment(corpus, family, kind)
     settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, residual_dropout=0.1))
