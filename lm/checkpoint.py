@@ -38,14 +38,21 @@ class Checkpoints:
     Args:
       path: their folder.
       keep: how many of the latest to keep, besides the best.
+      read_only: for who only reads, while another process may be writing.
+      in_flight: bytes being written at once, which take as much memory again; more than the largest array. None = all.
     """
 
-    def __init__(self, path: Path, *, keep: int = 2, read_only: bool = False):
+    def __init__(self, path: Path, *, keep: int = 2, read_only: bool = False, in_flight: int | None = None):
         self._folder = path
+        self._in_flight = in_flight
         self._policy = _KeepLatestAndBest(keep)
+        gigabytes = None if in_flight is None else in_flight / 10**9
         self._manager = ocp.CheckpointManager(
             path.absolute(),
-            item_handlers={"state": ocp.PyTreeCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()},
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(save_concurrent_gb=gigabytes),
+                "extra": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=not read_only,
@@ -78,7 +85,7 @@ class Checkpoints:
         """
         self._policy.best = best
         arguments = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(_as_dict(state)),
+            state=ocp.args.PyTreeSave(_as_dict(state), ocdbt_target_data_file_size=self._in_flight),
             extra=ocp.args.JsonSave(extra),
         )
         with _disk_errors(self._folder):

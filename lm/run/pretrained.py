@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -102,7 +103,8 @@ def import_run(
         run.write("environment.json", environment())
         progress = dataclasses.asdict(Progress())
         extra = {"examples": 0, "tokenizer": tokenizer.fingerprint(), "progress": progress}
-        with contextlib.closing(Checkpoints(run.checkpoints, keep=1)) as checkpoints:
+        in_flight = max(leaf.nbytes for leaf in jax.tree.leaves(params)) + 2**20
+        with contextlib.closing(Checkpoints(run.checkpoints, keep=1, in_flight=in_flight)) as checkpoints:
             checkpoints.save(0, {"params": params}, extra, best=None)
             checkpoints.wait()
         data = DataConfig(
@@ -117,6 +119,11 @@ def import_run(
         )
         run.set_status("finished", step=0, reason=f"imported from {source}")
         run.write("config.json", configs.to_dict(experiment))  # last, as it makes the folder a run
+    except BaseException as error:  # Ctrl-C as well: what is there is none of a run
+        shutil.rmtree(path, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"can't write {path}: {error.strerror}") from error
+        raise
     finally:
         run.unlock()
     return Imported(found, experiment, tokenizer, tree.count_parameters(shapes))

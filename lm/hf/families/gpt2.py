@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lm.hf.fields import activation, integer, number, only, optional, their_activation, truth
+from lm.hf.fields import activation, integer, number, only, their_activation, truth
 from lm.hf.tables import Family, Names, Row, dense, norm
 from lm.models.config import ModelConfig
 
@@ -44,7 +44,7 @@ def _read(c: Mapping[str, Any], names: Names) -> ModelConfig:
         d_model=integer(c, "n_embd"),
         n_layers=integer(c, "n_layer"),
         n_heads=integer(c, "n_head"),
-        d_ff=optional(c, "n_inner"),
+        d_ff=integer(c, "n_inner", 4 * integer(c, "n_embd")),
         max_len=integer(c, "n_positions"),
         activation=activation(c, "activation_function", "gelu_new"),
         norm_epsilon=number(c, "layer_norm_epsilon", 1e-5),

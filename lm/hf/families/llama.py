@@ -95,7 +95,7 @@ def _read(c: Mapping[str, Any], names: Names) -> ModelConfig:
         n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=integer(c, "num_key_value_heads", 8 if kind == "mistral" else n_heads),
-        head_dim=128 if kind == "qwen3" and c.get("head_dim") is None else optional(c, "head_dim"),
+        head_dim=integer(c, "head_dim", 128 if kind == "qwen3" else integer(c, "hidden_size") // n_heads),
         d_ff=integer(c, "intermediate_size"),
         max_len=integer(c, "max_position_embeddings", 2048),
         positions="rope",
