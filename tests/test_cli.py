@@ -367,6 +367,8 @@ def test_every_command_has_help_with_docs_and_defaults(command: str, capsys: pyt
         "evaluate": ("RUN", "Which split", "(default: validation)"),
         "generate": ("--temperature FLOAT", "0 = greedy", "(default: 1.0)"),
         "inspect": ("--text [STR", "The text", "(default: best)"),
+        "import": ("SOURCE", "or a name on the Hugging Face hub", "--dtype {float32,bfloat16}", "(default: float32)"),
+        "export": ("DIR", "--max-shard-size STR", "(default: 5GB)"),
         "teach": ("--top-k INT", "How many of the likeliest tokens", "(default: 32)"),
         "prepare": ("--data.source STR", "Text to read", "(default: python-stdlib)"),
         "doctor": ("--mesh.fsdp INT", "(default: 1)"),
