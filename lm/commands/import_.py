@@ -1,5 +1,6 @@
 """`lm import`: a pretrained model of Hugging Face as a run."""
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,7 @@ from lm.commands.exits import DONE
 from lm.commands.shared import open_console, show
 from lm.run.pretrained import import_run
 from lm.sharding import MeshConfig, make_mesh
+from lm.text.ids import IdsTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,5 +46,9 @@ def run(arguments: list[str]) -> int:
         )
     model, kind = found.experiment.model, found.pretrained.architecture
     show(console, f"{asked.run}  ({kind}, {found.parameters:,} parameters, {model.param_dtype})")
+    run = shlex.quote(str(asked.run))
     show(console, f"task {found.experiment.task.kind}, {found.tokenizer.vocab_size:,} ids of {model.vocab_size:,} rows")
+    if found.experiment.task.writes_text:
+        prompt = "5 6 7" if isinstance(found.tokenizer, IdsTokenizer) else "..."
+        show(console, f'next: lm generate {run} --prompt "{prompt}"')
     return DONE

@@ -14,7 +14,7 @@ import numpy as np
 
 from lm import tree
 from lm.errors import UserError, check, require
-from lm.hf.source import CONFIG, GENERATION, SAFETENSORS
+from lm.hf.source import CONFIG, GENERATION, POOLING, SAFETENSORS
 from lm.hf.tables import Family, Row
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -111,8 +111,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_configs(folder: Path, config: dict[str, Any], generation: dict[str, Any]) -> None:
-    """Writes config.json and generation_config.json."""
-    write_json(folder / CONFIG, config)
+    """Writes config.json and generation_config.json; of a model that pools, also what sentence-transformers reads."""
+    pooling = config.get(POOLING)
+    write_json(folder / CONFIG, {name: value for name, value in config.items() if name != POOLING})
+    if pooling is not None:
+        (folder / POOLING).mkdir()
+        settings = {"word_embedding_dimension": config["hidden_size"], f"pooling_mode_{pooling}_tokens": True}
+        write_json(folder / POOLING / CONFIG, settings)
+        modules = [("", "Transformer"), (POOLING, "Pooling")]
+        write_json(
+            folder / "modules.json",
+            [
+                {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+                for i, (path, kind) in enumerate(modules)
+            ],
+        )
     write_json(folder / GENERATION, generation)
 
 

@@ -12,8 +12,7 @@ import numpy as np
 from lm import tree
 from lm.errors import UserError, check
 from lm.hf.families import family_of
-from lm.hf.families.bert import POOLING
-from lm.hf.source import CONFIG, Source, read_json
+from lm.hf.source import CONFIG, POOLING, Source, read_json
 from lm.hf.tables import Family, Row, Shape, listed
 from lm.models.config import ModelConfig
 

@@ -19,6 +19,8 @@ from lm.errors import UserError, check, require
 from lm.text.base import one_line
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+POOLING = "1_Pooling"
+"""Where sentence-transformers says how a text becomes one vector, and the setting of a config.json we read it as."""
 SAFETENSORS, MSGPACK, TORCH = "model.safetensors", "flax_model.msgpack", "pytorch_model.bin"
 FORMATS = f"{SAFETENSORS}, {SAFETENSORS}.index.json with its parts, {MSGPACK} or {TORCH}"
 TOKENIZER_FILES = (
@@ -34,7 +36,7 @@ TOKENIZER_FILES = (
     "*.model",
     "chat_template.jinja",
 )
-SMALL_FILES = (CONFIG, GENERATION, "1_Pooling/config.json", *TOKENIZER_FILES)
+SMALL_FILES = (CONFIG, GENERATION, f"{POOLING}/{CONFIG}", *TOKENIZER_FILES)
 _PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib")
 
 

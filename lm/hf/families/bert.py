@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.hf.fields import activation, integer, number, only, their_activation
+from lm.hf.source import POOLING
 from lm.hf.tables import Family, Names, Row, dense, norm
 from lm.models.config import ModelConfig
-
-POOLING = "1_Pooling"
-"""The setting that this program adds to a config.json where the folder of that name holds one."""
 
 _LAYER = "bert.encoder.layer.{}"
 _PAIRS = ("BertForPreTraining", "BertForNextSentencePrediction")
