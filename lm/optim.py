@@ -3,19 +3,23 @@
 `make_schedule` gives the learning rate of every update; `make_optimizer` gives one transformation:
 
     gradient → + penalties (L1, L2) → clip by global norm → rule with decoupled weight decay, times −learning rate
+    → times a factor for each parameter, where `rates` or `layer_decay` ask for it
 
-Which parameter is decayed, and which ones Muon orthogonalises, follows from parameter names through the pattern
-lists below. Arithmetic is float32 whatever the parameters' or the stored moments' precision.
+Parameters whose factor is 0 are frozen: the transformation is of the others alone (`moving`). Which parameter is
+decayed, and which ones Muon orthogonalises, follows from parameter names through the pattern lists below. Arithmetic is
+float32 whatever the parameters' or the stored moments' precision.
 """
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax import contrib
 
@@ -86,6 +90,13 @@ class OptimConfig:
     weight_decay: float | None = None
     """Each update also takes learning rate x weight_decay of a parameter off it (adamw, adafactor, lion, muon);
     None = 0.1 for these, and none for the other rules."""
+    rates: tuple[str, ...] = ()
+    """Learning rates of parameters, PATTERN=FACTOR of the schedule's; the first pattern that matches a whole path
+    counts, and 0 freezes, which takes no moments and no gradient (--optim.rates 'classifier/.*=1' '.*=0'). None = all
+    are trained alike."""
+    layer_decay: float = 1.0
+    """Each layer learns with this factor of the rate of the one above it, the embeddings below the first; what is
+    above the layers has the full rate (as BEiT, arXiv:2106.08254)."""
     decay_everything: bool = False
     """Apply weight_decay, l1 and l2 to norms, biases and embeddings too, not to matrices only."""
     clip_norm: float = 1.0
@@ -174,13 +185,21 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule, params: Any) -
     Args:
         config: the rule and its settings.
         schedule: the learning rate as a function of the number of updates done.
-        params: the parameter tree (arrays or `jax.ShapeDtypeStruct`s); only its paths are read.
+        params: the parameter tree (arrays or `jax.ShapeDtypeStruct`s); only its paths and shapes are read.
 
     Returns:
-        A transformation whose `init` and `update` are pure and can be jitted. Its updates are float32, to be added to
-        the parameters with `optax.apply_updates`. Moments in its state have paths that end with their parameter's.
+        A transformation whose `init` and `update` are pure and can be jitted; both take the trained part of trees,
+        `tree.split(params, moving(config, params))[0]`. Its updates are float32, to be added to the parameters with
+        `optax.apply_updates`. Moments in its state have paths that end with their parameter's.
+
+    Raises:
+        UserError: settings that can't work, or a parameter that no pattern of `rates` covers.
     """
     _check_optimizer(config)
+    factors = rate_factors(config, params)
+    mask = jax.tree.map(_is_trained, factors)
+    check(any(jax.tree.leaves(mask)), "optim.rates freezes every parameter; give one a factor above 0")
+    params, factors = tree.split(params, mask)[0], tree.split(factors, mask)[0]
     decayed = decay_mask(config, params)
     # A stage that is off stays in its place, so that the state's paths (a checkpoint's) do not depend on it.
     off = optax.identity()
@@ -189,8 +208,69 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule, params: Any) -
         optax.add_decayed_weights(config.l2, decayed) if config.l2 else off,
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else off,
         _make_rule(config, schedule, params, decayed),
+        _scale_by(factors) if config.rates or config.layer_decay != 1 else off,
     )
     return _compute_in_float32(stages, jnp.dtype(config.moment_dtype))
+
+
+def moving(config: OptimConfig, params: Any) -> Any:
+    """A tree shaped like `params`: False where a parameter is frozen; None where none is."""
+    mask = jax.tree.map(_is_trained, rate_factors(config, params))
+    return None if all(jax.tree.leaves(mask)) else mask
+
+
+def rate_factors(config: OptimConfig, params: Any) -> Any:
+    """A tree shaped like `params`: the factor of the learning rate of each; of stacked layers one each, `[L, 1, ...]`.
+
+    Raises:
+        UserError: a parameter that no pattern of `rates` covers.
+    """
+    rules = [_rule(text) for text in config.rates] or [(".*", 1.0)]
+    factors = tree.match_patterns(params, rules)
+    if config.layer_decay == 1:
+        return factors
+    paths = tree.path_leaves(params)
+    check(
+        not any(path.startswith("encoder_layers/") for path, _ in paths),
+        f"optim.layer_decay is {config.layer_decay}, and an encoder-decoder has two stacks of layers; use optim.rates",
+    )
+    n_layers = max((leaf.shape[0] for path, leaf in paths if path.startswith("layers/")), default=0)
+
+    def deepen(path: jax.tree_util.KeyPath, factor: float, leaf: Any) -> Any:
+        name = tree.path_string(path)
+        if name.startswith("layers/"):
+            below_top = np.arange(n_layers, 0, -1, dtype=np.float32).reshape(-1, *[1] * (len(leaf.shape) - 1))
+            return factor * np.float32(config.layer_decay) ** below_top
+        return factor * config.layer_decay ** (n_layers + 1) if _EMBEDDING.match(name) else factor
+
+    return jax.tree_util.tree_map_with_path(deepen, factors, params)
+
+
+# What is added up before the first layer.
+_EMBEDDING = re.compile(r"(.*_)?(embed|embedding_norm)/")
+
+
+def _rule(text: str) -> tuple[str, float]:
+    """A pattern and its factor."""
+    pattern, equals, factor = text.rpartition("=")
+    try:
+        value = float(factor)
+    except ValueError:
+        value = math.nan
+    check(
+        equals and pattern and 0 <= value < math.inf,
+        f"optim.rates has {text!r}; write PATTERN=FACTOR, with a number of at least 0 ('.*=0' freezes the rest)",
+    )
+    return pattern, value
+
+
+def _is_trained(factor: Any) -> bool:
+    return bool(np.any(np.asarray(factor) != 0))
+
+
+def _scale_by(factors: Any) -> optax.GradientTransformation:
+    """Multiplies updates with a constant each, or one for each layer."""
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda update, factor: update * factor, updates, factors))
 
 
 def decay_mask(config: OptimConfig, params: Any) -> Any:
@@ -229,15 +309,11 @@ def _make_muon(
     config: OptimConfig, schedule: optax.Schedule, params: Any, decayed: Any
 ) -> optax.GradientTransformation:
     """Muon for the layers' matrices, AdamW for everything else."""
-    dimensions = tree.match_patterns(params, MUON)
-
-    def is_rule(node: Any) -> bool:
-        return node is None or isinstance(node, contrib.MuonDimensionNumbers)
-
-    labels = jax.tree.map(lambda d: "adam" if d is None else "muon", dimensions, is_leaf=is_rule)
+    labels = tree.match_patterns(params, [(pattern, "adam" if d is None else "muon") for pattern, d in MUON])
     # `contrib.muon` brings an Adam of its own, but a Nesterov one, and without a decay mask. It therefore sees
     # its own parameters only: the others are masked in the tree, so they must be in the dimensions as well.
-    dimensions = jax.tree.map(lambda d: optax.MaskedNode() if d is None else d, dimensions, is_leaf=is_rule)
+    rules = [(pattern, optax.MaskedNode() if d is None else d) for pattern, d in MUON]
+    dimensions = tree.match_patterns(params, rules)
     muon = contrib.muon(
         schedule,
         ns_steps=config.muon_steps,
@@ -329,6 +405,7 @@ def _check_optimizer(config: OptimConfig) -> None:
         _check_range(config, decay, 0, 1, open_end=True)
     for positive in ("epsilon", "muon_adam_lr_fraction"):
         _check_positive(config, positive)
+    check(0 < config.layer_decay <= 1, f"optim.layer_decay {config.layer_decay}: give a number above 0, up to 1")
     for strength in ("clip_norm", "l1", "l2", "muon_rms"):
         _check_range(config, strength, 0, math.inf)
     if config.weight_decay is not None:

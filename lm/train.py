@@ -14,6 +14,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lm import tree
 from lm.errors import check
 from lm.evaluate import make_eval_step
 from lm.models.transformer import Transformer
@@ -131,8 +132,13 @@ def abstract_params(model: Transformer, mesh: Mesh) -> tuple[Any, Any]:
     return nn.unbox(boxed), parameter_shardings(boxed, mesh)
 
 
-def make_init(model: Transformer, tx: optax.GradientTransformation, ema: bool, seed: int) -> Callable[[], TrainState]:
-    """A function that makes the initial state; run it jitted, where its values depend on the seed alone."""
+def make_init(
+    model: Transformer, tx: optax.GradientTransformation, ema: bool, seed: int, moves: Any = None
+) -> Callable[[], TrainState]:
+    """A function that makes the initial state; run it jitted, where its values depend on the seed alone.
+
+    `moves` as for `make_program`.
+    """
 
     def init() -> TrainState:
         tokens = jnp.zeros((1, 1), jnp.int32)
@@ -140,7 +146,7 @@ def make_init(model: Transformer, tx: optax.GradientTransformation, ema: bool, s
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            opt_state=tx.init(params),
+            opt_state=tx.init(params if moves is None else tree.split(params, moves)[0]),
             # A copy: a donated state must not hold one buffer twice.
             # In float32: a slow average's steps are too small for bfloat16.
             ema=jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params) if ema else None,
@@ -156,8 +162,9 @@ def make_train_step(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: TrainConfig,
+    moves: Any = None,
 ) -> TrainStep:
-    """One optimizer step, `(state, batch) -> (state, metrics)`, to be jitted.
+    """One optimizer step, `(state, batch) -> (state, metrics)`, to be jitted; `moves` as for `make_program`.
 
     The gradient is that of the objective summed over the whole batch and divided once by the whole weight, however
     the batch is cut into accumulation steps or spread over devices. A loss or gradient that is not finite leaves
@@ -165,10 +172,13 @@ def make_train_step(
     """
 
     def loss_and_grad(params: Any, batch: Mapping[str, Array], key: Array):
-        def objective(params: Any):
-            return task.loss(model, params, dict(batch), key)
+        moving, frozen = (params, None) if moves is None else tree.split(params, moves)
 
-        return jax.value_and_grad(objective, has_aux=True)(params)
+        def objective(moving: Any):
+            whole = moving if frozen is None else tree.merge(moving, frozen)
+            return task.loss(model, whole, dict(batch), key)
+
+        return jax.value_and_grad(objective, has_aux=True)(moving)
 
     def accumulated(params: Any, batch: Mapping[str, Array], key: Array):
         if config.accumulate == 1:
@@ -197,8 +207,10 @@ def make_train_step(
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
 
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        moving, frozen = (state.params, None) if moves is None else tree.split(state.params, moves)
+        updates, opt_state = tx.update(grads, state.opt_state, moving)
+        params = optax.apply_updates(moving, updates)
+        params = params if frozen is None else tree.merge(params, frozen)
         ema = state.ema
         if ema is not None:
             # In float32: the product of a half-precision parameter and a small share would be rounded to 1 in 256.
@@ -243,9 +255,21 @@ def make_program(
     schedule: optax.Schedule,
     config: TrainConfig,
     mesh: Mesh,
+    moves: Any = None,
 ) -> Program:
-    """Jits initialisation, step and evaluation with explicit layouts: the state is born sharded."""
-    make_state = make_init(model, tx, config.ema_decay > 0, config.seed)
+    """Jits initialisation, step and evaluation with explicit layouts: the state is born sharded.
+
+    Args:
+      model: the Transformer.
+      task: the objective.
+      tx: the optimizer, of the parameters that are trained.
+      schedule: its learning rate, to be reported.
+      config: length and batch.
+      mesh: the mesh.
+      moves: bool for each parameter, False = frozen: no gradient is computed of it and the optimizer doesn't know
+        it; None = all are trained.
+    """
+    make_state = make_init(model, tx, config.ema_decay > 0, config.seed, moves)
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(make_state)
     params, param_shardings = abstract_params(model, mesh)
@@ -253,7 +277,7 @@ def make_program(
     target = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
     whole = NamedSharding(mesh, PartitionSpec())
     train_step = jax.jit(
-        make_train_step(model, task, tx, schedule, config),
+        make_train_step(model, task, tx, schedule, config, moves),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, whole),
         donate_argnums=0,

@@ -62,6 +62,19 @@ def match_patterns(tree: Any, rules: Sequence[tuple[str, Value]]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), values)
 
 
+def split(tree: Any, mask: Any) -> tuple[Any, Any]:
+    """Two trees of the same shape: the leaves where `mask` is true, and the others; None stands in place of a leaf."""
+    return (
+        jax.tree.map(lambda leaf, here: leaf if here else None, tree, mask),
+        jax.tree.map(lambda leaf, here: None if here else leaf, tree, mask),
+    )
+
+
+def merge(first: Any, second: Any) -> Any:
+    """The tree that was `split`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda leaf: leaf is None)
+
+
 def count_parameters(tree: Any) -> int:
     """The number of scalars in `tree`, whose leaves are arrays or `jax.ShapeDtypeStruct`s."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

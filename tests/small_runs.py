@@ -127,11 +127,11 @@ def programs_reused() -> Iterator[None]:
     make_schedule = functools.cache(training.make_schedule)
     made: dict[Any, Any] = {}
 
-    def make_program(model: Any, task: Any, tx: Any, schedule: Any, train: TrainConfig, mesh: Any) -> Any:
+    def make_program(model: Any, task: Any, tx: Any, schedule: Any, train: TrainConfig, mesh: Any, *moves: Any) -> Any:
         # A schedule stands for the optimizer's settings, as each of them has its own.
         key = (model.config, task, schedule, train.accumulate, train.ema_decay, train.seed, mesh)
         if key not in made:
-            made[key] = original(model, task, tx, schedule, train, mesh)
+            made[key] = original(model, task, tx, schedule, train, mesh, *moves)
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -25,7 +25,7 @@ from lm.data.prepare import Progress
 from lm.errors import check
 from lm.loop import Feed, Outcome, Reporter, check_resumable, fit
 from lm.models.transformer import Transformer
-from lm.optim import make_optimizer, make_schedule
+from lm.optim import make_optimizer, make_schedule, moving
 from lm.records import RunDirectory, differences, environment
 from lm.run.begin import begun, check_parent, with_parent
 from lm.run.datasets import AnyDataset, check_has_dataset, dataset_of, described, maker, prepared, split_batches
@@ -252,8 +252,9 @@ class _Parts:
         if experiment.distill.on:
             task = Distilled(task, experiment.distill)
         schedule = make_schedule(experiment.optim, total)
-        tx = make_optimizer(experiment.optim, schedule, abstract_params(model, mesh)[0])
-        program = make_program(model, task, tx, schedule, train, mesh)
+        params, _ = abstract_params(model, mesh)
+        tx = make_optimizer(experiment.optim, schedule, params)
+        program = make_program(model, task, tx, schedule, train, mesh, moving(experiment.optim, params))
         if experiment.init_from.run is not None:
             first = functools.partial(begun, program.init, experiment, dataset.tokenizer.fingerprint(), mesh)
             program = dataclasses.replace(program, init=first)
