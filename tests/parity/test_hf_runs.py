@@ -13,7 +13,9 @@ from test_hf_families import DECODERS, T5, build
 from lm import run as runs
 from lm.generate import SamplingConfig
 from lm.generate.texts import make_generator
+from lm.hf.tokenizer import write_tokenizer as write_tokenizer_files
 from lm.run.pretrained import export_run, import_run
+from lm.text.tokenizer import TokenizerConfig, train_tokenizer
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
@@ -85,14 +87,32 @@ def write_tokenizer(path) -> None:
     made.save(str(path))
 
 
-@pytest.mark.parametrize("kind", ["byte", "file", "bpe"])
+@pytest.mark.parametrize("kind", ["byte", "bpe", "unigram", "wordpiece", "word", "char"])
+def test_tokenizers(kind, tmp_path):
+    """Of every kind that has a form there: the same ids of a text, the same text of ids, the same special tokens."""
+    import transformers
+
+    texts = ["The cat sat on a näive mat. 中文 分词", "and saw  dogs, 3 times!\n"] * 20
+    sizes = {"vocab_size": 300} if kind in ("bpe", "unigram", "wordpiece") else {}
+    tokenizer = train_tokenizer(TokenizerConfig(kind=kind, **sizes), texts)
+    assert write_tokenizer_files(tokenizer, tmp_path, 64) is None
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in (*texts[:2], "unseen: žšć \t 漢"):
+        ids = tokenizer.encode(text)
+        assert loaded(text, add_special_tokens=False)["input_ids"] == ids
+        assert loaded.decode(ids) == tokenizer.decode(ids)
+    for name in ("eos", "bos", "pad", "unk", "mask"):
+        assert getattr(loaded, f"{name}_token_id") == getattr(tokenizer, f"{name}_id"), name
+
+
+@pytest.mark.parametrize("kind", ["byte", "file"])
 def test_a_run_trained_here(kind, tmp_path):
     """Model and tokenizer of a run load in transformers: the same ids of a text, and the same text after it."""
     import transformers
 
-    names = {"byte": "byte", "file": f"file:{tmp_path / 'tokenizer.json'}", "bpe": "bpe"}
+    names = {"byte": "byte", "file": f"file:{tmp_path / 'tokenizer.json'}"}
     write_tokenizer(tmp_path / "tokenizer.json")
-    tokenizer = {"kind": names[kind], **({"vocab_size": 300} if kind == "bpe" else {})}
+    tokenizer = {"kind": names[kind]}
     start(experiment(tmp_path, tokenizer=tokenizer, model={"max_len": 96}, train={"steps": 30}), tmp_path / "run")
     made = export_run(tmp_path / "run", tmp_path / "out", runs.inference_mesh())
     assert made.note is None
