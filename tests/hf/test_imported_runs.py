@@ -1,0 +1,80 @@
+"""What later commands make of an imported run: a teacher, a tokenizer of a vocab.txt, a classifier to look into."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from pretrained import GPT2_CONFIG, gpt2_weights, write_folder
+from small_runs import experiment, metrics, start, write_tokenizer
+
+from lm import run as runs
+from lm.cli import main
+from lm.hf.export import write_configs, write_weights
+from lm.hf.families import expressed
+
+VOCABULARY = (
+    Path(__file__).resolve().parents[2].parent / "shared" / "data" / "tokenizers" / "bert-base-chinese-vocab.txt"
+)
+
+
+def test_a_teacher(tmp_path):
+    """A student of an imported model, by its tokenizer, and out again."""
+    source = write_folder(tmp_path / "source", gpt2_weights(GPT2_CONFIG), GPT2_CONFIG | {"eos_token_id": 1})
+    write_tokenizer(source / "tokenizer.json")
+    teacher = tmp_path / "teacher"
+    assert main(["import", str(source), str(teacher)]) == 0
+    student = experiment(
+        tmp_path,
+        tokenizer={"kind": f"file:{teacher / 'tokenizer'}"},
+        distill={"teacher": str(teacher)},
+        model={"vocab_size": 300},
+        train={"steps": 2, "eval_every": 0, "save_every": 0},
+    )
+    assert start(student, tmp_path / "student").state == "finished"
+    assert all(np.isfinite(record["loss"]) for record in metrics(tmp_path / "student"))
+    assert main(["export", str(tmp_path / "student"), str(tmp_path / "out")]) == 0
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (written["n_embd"], written["eos_token_id"]) == (16, 1)
+    assert main(["import", str(tmp_path / "out"), str(tmp_path / "again")]) == 0
+    a, b = (runs.load(tmp_path / name, runs.inference_mesh()) for name in ("student", "again"))
+    tiny.assert_trees_equal(a.params, b.params)
+    assert a.tokenizer.encode("the 中文") == b.tokenizer.encode("the 中文")
+    assert (a.tokenizer.bos_id, a.tokenizer.eos_id) == (b.tokenizer.bos_id, b.tokenizer.eos_id)
+
+
+def bert(folder: Path, vocab_size: int, **heads) -> None:
+    """A small BERT in transformers' form."""
+    settings = {"mask": "bidirectional", "token_types": 2, "embedding_norm": True, "norm_place": "post"}
+    model, params = tiny.build(tiny.config(**settings, activation="gelu", vocab_size=vocab_size, **heads))
+    family, architecture, config = expressed(model.config, "classification" if "n_classes" in heads else "masked_lm")
+    folder.mkdir()
+    write_weights(folder, family, architecture, params, dtype=np.float32, max_shard_size=10**9)
+    write_configs(folder, config, {})
+
+
+@pytest.mark.skipif(not VOCABULARY.exists(), reason="needs ../shared/data/tokenizers")
+@pytest.mark.parametrize("lowercase", [None, True, False])
+def test_chinese_bert(lowercase, tmp_path):
+    """The published vocabulary, small letters unless tokenizer_config.json says otherwise."""
+    bert(tmp_path / "source", 21128, head_transform=True, head_bias=True)
+    shutil.copyfile(VOCABULARY, tmp_path / "source" / "vocab.txt")
+    if lowercase is not None:
+        (tmp_path / "source" / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
+    assert main(["import", str(tmp_path / "source"), str(tmp_path / "run")]) == 0
+    trained = runs.load(tmp_path / "run", runs.inference_mesh())
+    tokenizer = trained.tokenizer
+    assert trained.experiment.task.kind == "masked_lm"
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id, tokenizer.pad_id) == (101, 102, 103, 0)
+    assert [tokenizer.id_to_piece(i) for i in tokenizer.encode("明天天气")] == ["明", "天", "天", "气"]
+    assert (tokenizer.encode("HELLO") == tokenizer.encode("hello")) == (lowercase is not False)
+
+
+def test_a_classifier_can_be_looked_into(tmp_path, capfd):
+    """Its classes have no names where there is no dataset."""
+    bert(tmp_path / "source", 64, pooler=True, n_classes=3)
+    assert main(["import", str(tmp_path / "source"), str(tmp_path / "run")]) == 0
+    assert "task classification" in capfd.readouterr().out
+    assert main(["inspect", str(tmp_path / "run"), "--text", "5 6 7 8"]) == 0
