@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch_models
+import transformers
 from hugging_face import batch, draw, gpt2_shapes
+from pretrained import LLAMA_CONFIG, golden_tokens, llama_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -30,11 +32,22 @@ def families() -> None:
     print(f"families.npz: BERT's loss {bert['loss']:.4f}")
 
 
+def llama() -> None:
+    """Every eighth logit of a LLaMA 3."""
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA_CONFIG))
+    weights = {name: torch.from_numpy(weight) for name, weight in llama_weights(LLAMA_CONFIG).items()}
+    model.load_state_dict(weights)
+    logits = torch_models.logits(model.eval(), golden_tokens(LLAMA_CONFIG))[..., ::8]
+    np.savez_compressed(GOLDEN / "llama.npz", logits=logits)
+    print(f"llama.npz: from {logits.min():.2f} to {logits.max():.2f}")
+
+
 def main() -> None:
-    """Both files."""
+    """All files."""
     torch.use_deterministic_algorithms(True)
     gpt2()
     families()
+    llama()
 
 
 if __name__ == "__main__":
