@@ -190,6 +190,8 @@ def export_run(
     kept = {name: value for name, value in config.items() if name not in _REPLACED}
     if config.get("model_type") != ours["model_type"]:
         kept = {}
+    if model.n_classes and len(kept.get("id2label") or {}) == model.n_classes:  # the names that its classes had
+        ours = {name: value for name, value in ours.items() if name not in ("id2label", "label2id")}
     named = dict(token_ids(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id))
     if model.encoder_layers:
         named |= {"decoder_start_token_id": tokenizer.bos_id, "pad_token_id": named.get("pad_token_id", 0)}

@@ -75,6 +75,12 @@ def test_chinese_bert(lowercase, tmp_path):
 def test_a_classifier_can_be_looked_into(tmp_path, capfd):
     """Its classes have no names where there is no dataset."""
     bert(tmp_path / "source", 64, pooler=True, n_classes=3)
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    names = {"id2label": {"0": "bad", "1": "fair", "2": "good"}, "label2id": {"bad": 0, "fair": 1, "good": 2}}
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config | names))
     assert main(["import", str(tmp_path / "source"), str(tmp_path / "run")]) == 0
     assert "task classification" in capfd.readouterr().out
     assert main(["inspect", str(tmp_path / "run"), "--text", "5 6 7 8"]) == 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {name: written[name] for name in names} == names
