@@ -10,7 +10,7 @@ from typing import Any
 
 from lm import run as runs
 from lm.data.mixture import Mixture
-from lm.data.store import part_texts
+from lm.data.store import DatasetStore, part_texts
 from lm.errors import check
 from lm.generate import SamplingConfig
 from lm.generate.texts import make_generator, write_lines
@@ -32,12 +32,22 @@ class Judged:
     """The targets."""
     texts: list[str]
     """What was written."""
+    cut: int
+    """Sources that were too long and lost their end."""
 
     def save(self, path: Path) -> None:
         """A JSON object for each text."""
         rows = zip(self.sources, self.references, self.texts, strict=True)
         names = ("source", "reference", "text")
         write_lines(path, [json.dumps(dict(zip(names, row)), ensure_ascii=False) for row in rows])
+
+
+def check_judgeable(path: Path, sampling: SamplingConfig, limit: int | None) -> None:
+    """Raises `UserError` where a run writes no texts to sources, or each source would not get one text."""
+    kind = runs.load_experiment(RunDirectory.open(path)).task.kind
+    check(kind == "seq2seq", f"{path} was trained for {kind}; texts are written and scored for task seq2seq")
+    check(limit is None or limit >= 1, f"the number of documents is {limit}; it must be at least 1")
+    check(sampling.n_best == 1, f"n_best is {sampling.n_best}, but each source gets one text; leave it out")
 
 
 def judge(
@@ -66,25 +76,29 @@ def judge(
       on_batch: called with the sources done and all.
 
     Raises:
-      UserError: no such run, or one whose documents have no targets.
+      UserError: see `check_judgeable`; or a checkpoint or split that is not there.
     """
+    check_judgeable(path, sampling, limit)
     trained = runs.load(path, runs.inference_mesh(), checkpoint)
-    kind = trained.experiment.task.kind
-    check(kind == "seq2seq", f"{path} was trained for {kind}; texts are written and scored for task seq2seq")
-    check(limit is None or limit >= 1, f"the number of documents is {limit}; it must be at least 1")
     opened = runs.dataset_of(RunDirectory.open(path), trained.experiment).store(split)
-    pairs: list[list[str]] = []
+    pairs: list[Sequence[str]] = []
     for store in opened.stores if isinstance(opened, Mixture) else [opened]:
+        # Texts as they were read, where they were kept: a tokenizer may know fewer letters or words.
+        texts = store.texts if isinstance(store, DatasetStore) else None
         for document in range(len(store.document_offsets) - 1):
             if limit is None or len(pairs) < limit:
-                pairs.append(part_texts(store, document, trained.tokenizer.decode))
+                decode = trained.tokenizer.decode
+                pairs.append(part_texts(store, document, decode) if texts is None else texts[document])
     sources, references = ([pair[part] for pair in pairs] for part in (0, 1))
     target_len, source_len = trained.experiment.task.lengths(trained.experiment.data)
-    longest = source_len if trained.model.config.encoder_layers else target_len // 2
+    if trained.model.config.encoder_layers:
+        longest = source_len
+    else:  # a source keeps at least half of a row, and more where what is written to it leaves room
+        longest = max(target_len // 2, target_len - sampling.max_new_tokens)
     prompts = [trained.prompt_ids(source) for source in sources]
-    # As in training, a source that is too long loses its end, but not the token that ends it.
+    cut = sum(len(ids) > longest for ids in prompts)
+    # A source that is too long loses its end, but not the token that ends it.
     prompts = [[*ids[: longest - 1], ids[-1]] if len(ids) > longest else ids for ids in prompts]
-    check(sampling.n_best == 1, f"n_best is {sampling.n_best}, but each source gets one text; leave it out")
     written = make_generator(trained).generate(
         prompts,
         sampling,
@@ -92,8 +106,8 @@ def judge(
         batch_size=batch_size,
         on_batch=lambda done: on_batch(done, len(prompts)),
     )
-    texts = [one.text or "" for one in written]
+    answers = [one.text or "" for one in written]
     scores: dict[str, Any] = {}
-    for name, score in score_texts(names, texts, references, language=language).items():
+    for name, score in score_texts(names, answers, references, language=language).items():
         scores |= {name: score.value, f"{name}_se": score.se, f"{name}_signature": score.signature}
-    return Judged(step=trained.step, scores=scores, sources=sources, references=references, texts=texts)
+    return Judged(step=trained.step, scores=scores, sources=sources, references=references, texts=answers, cut=cut)

@@ -6,7 +6,7 @@ evaluating, a loss hands over each row's sums, and `row_moments` keeps what the 
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,7 +46,8 @@ def classification(sums: Sums) -> dict[str, float]:
     Returns:
       `loss` (nats per row), `accuracy` with `accuracy_se` (binomial: `sqrt(p (1 - p) / n)`), `micro_f1` (which equals
       the accuracy where each row has one label) and `macro_f1`: the mean over the classes that occur as a label or as
-      a prediction. With moments of two rows or more also `loss_se`.
+      a prediction. `micro_f1_se` is that of the accuracy, `macro_f1_se` by the delta method over the matrix's cells.
+      With moments of two rows or more also `loss_se`.
     """
     confusion = np.asarray(sums["confusion"], np.float64)
     n, right = confusion.sum(), np.diag(confusion)
@@ -60,10 +61,25 @@ def classification(sums: Sums) -> dict[str, float]:
         "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / n) if n else math.nan,
         "micro_f1": accuracy,
         "macro_f1": float(f1.mean()) if n else math.nan,
+        "macro_f1_se": _macro_f1_error(confusion) if n else math.nan,
     }
+    result["micro_f1_se"] = result["accuracy_se"]
     if sums.get("rows", 0) >= 2:
         result["loss_se"] = ratio_error(sums, "loss")
     return result
+
+
+def _macro_f1_error(confusion: np.ndarray) -> float:
+    """Standard error of macro F1: rows are independent draws of a cell, and each cell moves the F1 of two classes."""
+    n, right = confusion.sum(), np.diag(confusion)
+    counted = confusion.sum(axis=1) + confusion.sum(axis=0)
+    occurs = counted > 0
+    size = np.where(occurs, counted, 1.0)
+    slope = np.where(occurs, -2 * right / size**2, 0.0)  # of a class's F1, by a row that is labelled or told so
+    gradient = slope[:, None] + slope[None, :] + np.diag(np.where(occurs, 2 / size, 0.0))
+    gradient *= n / max(occurs.sum(), 1)
+    share = confusion / n
+    return math.sqrt(max(float((share * gradient**2).sum() - (share * gradient).sum() ** 2), 0.0) / n)
 
 
 def ratio(sums: Sums, name: str, weight: str = "weight") -> float:
@@ -85,13 +101,21 @@ def ratio_error(sums: Sums, name: str, weight: str = "weight") -> float:
     Returns:
       The error; not a number for fewer than two rows or where nothing was scored.
     """
-    n, mean = float(sums["rows"]), ratio(sums, name, weight)
-    if n < 2 or math.isnan(mean):
+    return sum_of_ratios_error(sums, [(name, weight)])
+
+
+def sum_of_ratios_error(sums: Sums, ratios: Sequence[tuple[str, str]]) -> float:
+    """`ratio_error` of the sum of several ratios, each of a numerator and its denominator, of the same rows."""
+    n = float(sums["rows"])
+    if n < 2 or any(math.isnan(ratio(sums, *one)) for one in ratios):
         return math.nan
-    remainders = (
-        sums[_product(name, name)] - 2 * mean * sums[_product(name, weight)] + mean**2 * sums[_product(weight, weight)]
-    )
-    return math.sqrt(max(float(remainders), 0.0) * n / (n - 1)) / float(sums[weight])
+    # A row's remainder is linear in its sums: name -> its factor.
+    factors: dict[str, float] = {}
+    for name, weight in ratios:
+        factors[name] = factors.get(name, 0.0) + 1 / float(sums[weight])
+        factors[weight] = factors.get(weight, 0.0) - ratio(sums, name, weight) / float(sums[weight])
+    squares = sum(f * g * float(sums[_product(a, b)]) for a, f in factors.items() for b, g in factors.items())
+    return math.sqrt(max(squares, 0.0) * n / (n - 1))
 
 
 def row_moments(rows: Mapping[str, np.ndarray]) -> dict[str, np.float64]:

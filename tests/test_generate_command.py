@@ -125,7 +125,7 @@ MISTAKES = {
     "not UTF-8": (["--file", "latin.txt"], r"latin\.txt is not UTF-8"),
     "too long": (["--file", "long.txt"], r"long\.txt, line 2 has 40 tokens; .* 31 or fewer"),
     "output is there": (["--file", "in.txt", "--output", "long.txt"], r"long\.txt exists; name another file"),
-    "no folder": (["--file", "in.txt", "--output", "no/out.txt"], r"there is no folder no for out\.txt"),
+    "no folder": (["--file", "in.txt", "--output", "no/out.txt"], r"there is no folder no for --output out\.txt"),
     "output alone": (["--output", "out.txt"], r"--output goes with --file"),
     "two kinds": (["--file", "in.txt", "--prompt", "a"], r"give --prompt or --file, not both"),
     "no batch": (["--file", "in.txt", "--batch-size", "0"], r"--batch-size is 0; it must be at least 1"),

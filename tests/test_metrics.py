@@ -148,3 +148,38 @@ def test_perplexity_overflows_to_infinity():
     assert metrics.perplexity(800.0) == math.inf
     assert metrics.perplexity(math.log(7)) == pytest.approx(7)
     assert metrics.bits_per_byte(math.log(2), 3, 12) == pytest.approx(0.25)
+
+
+def test_the_error_of_a_sum_of_ratios_is_that_of_a_bootstrap():
+    """Two losses of the same rows that know of each other, each over its own weight."""
+    rows = some_rows()
+    rng = np.random.default_rng(2)
+    rows["next_loss"] = 0.3 * rows["loss"] / rows["weight"] + rng.normal(0.5, 0.2, 400)
+    rows["next_weight"] = np.ones(400)
+    moments = metrics.row_moments(rows)
+    found = metrics.sum_of_ratios_error(moments, [("loss", "weight"), ("next_loss", "next_weight")])
+    drawn = rng.integers(0, 400, (4000, 400))
+    sums = {name: value[drawn].sum(axis=1) for name, value in rows.items()}
+    both = sums["loss"] / sums["weight"] + sums["next_loss"] / sums["next_weight"]
+    assert found == pytest.approx(both.std(), rel=0.05)
+    one = metrics.sum_of_ratios_error(moments, [("loss", "weight")])
+    assert one == pytest.approx(metrics.ratio_error(moments, "loss"), rel=1e-12)
+    assert found > 1.1 * math.hypot(one, metrics.ratio_error(moments, "next_loss", "next_weight"))
+
+
+def test_the_error_of_macro_f1_is_that_of_a_bootstrap():
+    rng = np.random.default_rng(0)
+    labels = rng.choice(4, 600, p=[0.5, 0.3, 0.15, 0.05])
+    told = np.where(rng.random(600) < 0.7, labels, rng.choice(3, 600))
+
+    def matrix(index):
+        counts = np.zeros((4, 4))
+        np.add.at(counts, (labels[index], told[index]), 1)
+        return metrics.classification({"confusion": counts, "loss": 0.0, "weight": 600.0})
+
+    found = matrix(np.arange(600))
+    drawn = [matrix(rng.integers(0, 600, 600))["macro_f1"] for _ in range(2000)]
+    assert found["macro_f1_se"] == pytest.approx(np.std(drawn), rel=0.06)
+    assert found["micro_f1_se"] == found["accuracy_se"]
+    right = metrics.classification({"confusion": np.diag([5.0, 0.0, 7.0]), "loss": 0.0, "weight": 12.0})
+    assert (right["macro_f1"], right["macro_f1_se"]) == (1.0, 0.0)

@@ -12,9 +12,10 @@ from lm import config as configs
 from lm import run as runs
 from lm.commands.exits import DONE
 from lm.commands.shared import RunArgument, open_console, show
+from lm.errors import check
 from lm.generate import SamplingConfig
 from lm.generate.texts import check_output
-from lm.judge import judge
+from lm.judge import check_judgeable, judge
 from lm.sharding import MeshConfig
 from lm.text.scores import Language
 
@@ -36,9 +37,9 @@ class EvaluateArguments:
     language: Language = "en"
     """How scores cut texts: en by words, zh by characters."""
     texts: Path | None = None
-    """Where to write sources, targets and texts, as JSON lines; None = nowhere."""
+    """With scores: where to write sources, targets and texts, as JSON lines; None = nowhere."""
     limit: int | None = None
-    """Only so many documents are written to; None = all."""
+    """With scores: only so many documents are written to; None = all."""
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
     """How texts are written."""
     baselines: bool = False
@@ -51,8 +52,6 @@ class EvaluateArguments:
 
 def _scores(asked: EvaluateArguments, console: Console) -> dict[str, Any]:
     """What the run writes, scored; the texts to a file if that is asked for."""
-    if asked.texts is not None:
-        check_output(asked.texts)
     with console.status("writing") as status:
         judged = judge(
             asked.run,
@@ -66,12 +65,24 @@ def _scores(asked: EvaluateArguments, console: Console) -> dict[str, Any]:
         )
     if asked.texts is not None:
         judged.save(asked.texts)
-    return judged.scores
+    return judged.scores | {"written": len(judged.texts), "cut": judged.cut}
+
+
+def _check_scores(asked: EvaluateArguments) -> None:
+    """Raises `UserError` where scores can't be had, before anything is computed."""
+    if asked.scores:
+        check_judgeable(asked.run, asked.sampling, asked.limit)
+        if asked.texts is not None:
+            check_output(asked.texts, "--texts")
+        return
+    for option, value in (("--texts", asked.texts), ("--limit", asked.limit)):
+        check(value is None, f"{option} is {value}, and nothing is written without --scores; add --scores bleu")
 
 
 def run(arguments: list[str]) -> int:
     """`lm evaluate RUN [options]`."""
     asked = configs.parse(EvaluateArguments, None, arguments, prog="lm evaluate")
+    _check_scores(asked)
     console = open_console()
     with console.status("evaluating") as status:
         result = runs.evaluate_run(
@@ -115,6 +126,8 @@ _ROWS = {
     "exact_match": ("exact match (of 100)", "{:.2f}"),
     "f1": ("F1 of words (of 100)", "{:.2f}"),
     "bits_per_byte": ("bits per byte", "{:.3f}"),
+    "written": ("texts written", "{:,}"),
+    "cut": ("  whose source lost its end", "{:,}"),
     "bleu": ("BLEU", "{:.2f}"),
     "chrf": ("chrF", "{:.2f}"),
     "rouge_l": ("ROUGE-L", "{:.2f}"),

@@ -52,6 +52,9 @@ def run(arguments: list[str]) -> int:
     if asked.file is not None:
         return _run_file(asked, asked.file)
     check(asked.output is None, "--output goes with --file; without one, send what is shown to a file")
+    check(
+        asked.batch_size == GenerateArguments.batch_size, "--batch-size goes with --file; all prompts go at once here"
+    )
     open_console()
     trained = runs.load(asked.run, runs.inference_mesh(), asked.checkpoint)
     tokenizer = trained.tokenizer
@@ -61,13 +64,14 @@ def run(arguments: list[str]) -> int:
     else:
         texts = list(asked.prompt) or [""]
         ids = [trained.prompt_ids(text) for text in texts]
+    generator = make_generator(trained)  # a model that writes nothing is told before a word is shown
     n_best = asked.sampling.n_best
     stream = not asked.json and len(ids) == n_best == 1
     # A source is not what the text begins with: the text stands alone, or below it.
     goes_on = not trained.model.config.encoder_layers and trained.experiment.task.kind != "seq2seq"
     if stream and goes_on:
         _write(texts[0])
-    results = make_generator(trained).generate(
+    results = generator.generate(
         ids,
         asked.sampling,
         decode=tokenizer.decode,
@@ -105,7 +109,7 @@ def _run_file(asked: GenerateArguments, path: Path) -> int:
     )
     texts = read_prompts(path)
     if asked.output is not None:
-        check_output(asked.output)
+        check_output(asked.output, "--output")
     console = open_console()
     with console.status("generating") as status:
         trained = runs.load(asked.run, runs.inference_mesh(), asked.checkpoint)

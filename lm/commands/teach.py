@@ -23,8 +23,8 @@ class TeachArguments:
     """Run directory of the teacher."""
     output: Path | None = None
     """The folder, to be made; None = logits in the run directory."""
-    top_k: int = 32
-    """How many of the likeliest tokens (or classes, or places) are saved, with their logits."""
+    top_k: int | None = None
+    """How many of the likeliest tokens (or classes, or places) are saved; None = 32, or all where there are fewer."""
     checkpoint: str = "best"
     """best (by validation loss), latest, or a step."""
     batch_size: int | None = None

@@ -13,7 +13,9 @@ A dataset is one folder, `ROOT/NAME/FINGERPRINT/1.0.0`, that TFDS reads as it st
 - where documents have classes, `index/SPLIT.labels.npy`, int32 `[documents]`;
 - where documents are questions, `index/SPLIT.spans.npy`, int32 `[documents, 2]`, the first and the last part of the
   answer (-1 and -1 if there is none), and `index/SPLIT.questions.jsonl`, an object a document with the text's `words`
-  and all right `answers` as they were read, whatever the tokenizer makes of them.
+  and all right `answers` as they were read, whatever the tokenizer makes of them;
+- where documents have columns, `index/SPLIT.texts.jsonl` of the validation and the test split: a list a document, its
+  parts as they went to the tokenizer, which may have lost something of them.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any
 
 from lm.errors import UserError, check
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever the bytes of a dataset change for the same settings and sources."""
 DATASET_VERSION = "1.0.0"
 MANIFEST_FILE = "manifest.json"
@@ -104,6 +106,11 @@ def index_path(folder: Path, split: str, of: str) -> Path:
 def questions_path(folder: Path, split: str) -> Path:
     """Path of the words and the answers of the questions of `split`."""
     return folder / "index" / f"{split}.questions.jsonl"
+
+
+def texts_path(folder: Path, split: str) -> Path:
+    """Path of the parts of the documents of `split`, as text."""
+    return folder / "index" / f"{split}.texts.jsonl"
 
 
 def save_manifest(manifest: Manifest, folder: Path) -> None:

@@ -430,8 +430,9 @@ def _check_training_split(fate: np.ndarray, corpus: Corpus, data: DataConfig) ->
             remedy += f"; the first: {example}" if example else ""
         else:
             remedy = "name another source"
-        reasons.append(f"{counts.get('empty', 0)} empty documents")
-        raise UserError(f"data.source {data.source!r} holds no text ({', '.join(reasons)}); {remedy}")
+        reasons += [f"{count} empty documents"] if (count := counts.get("empty", 0)) else []
+        why = ", ".join(reasons) or "its files are empty"
+        raise UserError(f"data.source {data.source!r} holds no text ({why}); {remedy}")
     for split in ("validation", "test"):
         source = getattr(data, f"{split}_source")
         check(

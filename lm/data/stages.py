@@ -11,10 +11,11 @@ deduplication moves hashes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ from lm.text.tokenizer import load_tokenizer
 REMOVED = 255
 """In `fate.npy`: the document goes to no split."""
 
-_QUESTIONS_FILE = "questions.jsonl"
+_QUESTIONS_FILE, _TEXTS_FILE = "questions.jsonl", "texts.jsonl"
 _BATCH_CHARACTERS = 1 << 20  # handled together; memory grows with this, not with the corpus
 _PIECE_CHARACTERS = 1 << 15  # long documents are tokenised in such pieces, which spreads them over the cores
 
@@ -320,7 +321,7 @@ class WriteShard:
     """Tokenises the documents of one split among ordinals `[first, last)` and writes them as one shard."""
 
     output: Path
-    """A folder: shard.json, statistics.json, token_counts.npy, the files of lengths, and what answers questions."""
+    """A folder: shard.json, statistics.json, token_counts.npy, lengths, what answers questions, and texts."""
     size: int
     units: Path
     fate: Path
@@ -341,7 +342,8 @@ class WriteShard:
     def __call__(self) -> None:
         """See the class."""
         cut = PartCutter(self.data) if has_parts(self.data) else None
-        joined = is_joined(self.data)
+        joined, asks = is_joined(self.data), asks_questions(self.data)
+        keeps_texts = bool(cut) and joined and not asks and self.split != "train"
         tokenizer = load_tokenizer(self.dataset / TOKENIZER_FOLDER)
         statistics = Statistics()
         token_counts = np.zeros(tokenizer.vocab_size, np.int64)
@@ -352,7 +354,8 @@ class WriteShard:
             lengths = folder / "lengths"
             with (
                 ShardWriter(shard_file, lengths, eos_id=tokenizer.eos_id) as writer,
-                _QuestionWriter(folder if asks_questions(self.data) else None) as questions,
+                _lines(folder / _QUESTIONS_FILE, asks) as add_question,
+                _lines(folder / _TEXTS_FILE, keeps_texts) as add_texts,
             ):
 
                 def encode() -> None:
@@ -370,7 +373,8 @@ class WriteShard:
                     span = None
                     if question is not None:
                         span, answers = question
-                        questions.add(texts[1:], answers)
+                        add_question({"words": texts[1:], "answers": answers})
+                    add_texts(texts)
                     parts = [list(tokenizer.pieces(part, _PIECE_CHARACTERS)) for part in texts]
                     pieces = [(piece, not number) for part in parts for number, piece in enumerate(part)]
                     for number, (piece, begins) in enumerate(pieces, 1):
@@ -440,23 +444,14 @@ class _Piece(NamedTuple):
     span: tuple[int, int] | None
 
 
-class _QuestionWriter:
-    """Writes what answers questions, where there are any, into a folder; use it in a `with` statement."""
-
-    def __init__(self, folder: Path | None):
-        self._file = None if folder is None else (folder / _QUESTIONS_FILE).open("w", encoding="utf-8")
-
-    def add(self, words: list[str], answers: list[str]) -> None:
-        """The next document."""
-        assert self._file is not None
-        self._file.write(json.dumps({"words": words, "answers": answers}, ensure_ascii=False) + "\n")
-
-    def __enter__(self) -> _QuestionWriter:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        if self._file is not None:
-            self._file.close()
+@contextlib.contextmanager
+def _lines(path: Path, wanted: bool) -> Iterator[Callable[[Any], object]]:
+    """What adds an object, as a line of JSON, to a file; where the file isn't wanted, it does nothing."""
+    if not wanted:
+        yield lambda value: None
+        return
+    with path.open("w", encoding="utf-8") as file:
+        yield lambda value: file.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
 def read_shard(output: Path) -> tuple[Shard, dict[str, Any], np.ndarray]:
@@ -467,8 +462,9 @@ def read_shard(output: Path) -> tuple[Shard, dict[str, Any], np.ndarray]:
         path = output / f"lengths.{name}.npy"
         if path.exists():
             files[name] = path
-    if (output / _QUESTIONS_FILE).exists():
-        files["questions"] = output / _QUESTIONS_FILE
+    for name, file in (("questions", _QUESTIONS_FILE), ("texts", _TEXTS_FILE)):
+        if (output / file).exists():
+            files[name] = output / file
     shard = Shard(**fields | files)
     statistics = json.loads((output / "statistics.json").read_text(encoding="utf-8"))
     return shard, statistics, np.load(output / "token_counts.npy")

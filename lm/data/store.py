@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from lm.data.manifest import questions_path
+from lm.data.manifest import questions_path, texts_path
 from lm.errors import UserError, check
 
 
@@ -189,6 +189,15 @@ class DatasetStore:
         """See `TokenStore`; read into memory when it is first asked for."""
         with questions_path(self.directory, self.split).open(encoding="utf-8") as file:
             return [Question(**json.loads(line)) for line in file]
+
+    @functools.cached_property
+    def texts(self) -> Sequence[Sequence[str]] | None:
+        """The parts of each document as they went to the tokenizer; None where they were not kept, as of training."""
+        path = texts_path(self.directory, self.split)
+        if not path.exists():
+            return None
+        with path.open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
 
     def __getstate__(self) -> dict[str, Any]:
         """Only the settings travel: files, locks and the cache belong to one process."""

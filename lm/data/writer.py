@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lm.data.corpus import save_array
-from lm.data.manifest import DATASET_VERSION, SPLITS, SplitCounts, index_path, questions_path
+from lm.data.manifest import DATASET_VERSION, SPLITS, SplitCounts, index_path, questions_path, texts_path
 from lm.errors import UserError, check
 
 RECORD_TOKENS = 8192
@@ -55,6 +55,8 @@ class Shard:
     """int32 .npy `[documents, 2]`: the first and the last part of the answer; None where nothing is asked."""
     questions: Path | None = None
     """An object a document, as `lm.data.manifest.questions_path` says; None where nothing is asked."""
+    texts: Path | None = None
+    """A list a document, as `lm.data.manifest.texts_path` says; None where texts are not kept."""
 
 
 def shard_path(folder: Path, name: str, split: str, number: int, count: int) -> Path:
@@ -242,12 +244,13 @@ def finish_dataset(folder: Path, name: str, splits: Mapping[str, Sequence[Shard]
             columns = [np.load(path) for shard in shards if (path := getattr(shard, of)) is not None]
             if columns:
                 save_array(index_path(folder, split, of), np.concatenate(columns))
-        questions = [shard.questions for shard in shards if shard.questions is not None]
-        if questions:
-            with questions_path(folder, split).open("wb") as file:
-                for path in questions:
-                    with path.open("rb") as part:
-                        shutil.copyfileobj(part, file)
+        for of, lines in (("questions", questions_path(folder, split)), ("texts", texts_path(folder, split))):
+            found = [path for shard in shards if (path := getattr(shard, of)) is not None]
+            if found:
+                with lines.open("wb") as file:
+                    for path in found:
+                        with path.open("rb") as part:
+                            shutil.copyfileobj(part, file)
     _write_info(folder, name, splits)
     return {
         split: SplitCounts(

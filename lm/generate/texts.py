@@ -115,10 +115,10 @@ def _prompt_of(line: str, where: str) -> str:
     return prompt
 
 
-def check_output(path: Path) -> None:
-    """Raises `UserError` where a file of this name can't be made, or is there already."""
-    check(not path.exists(), f"{path} exists; name another file with --output, or remove it")
-    check(path.parent.is_dir(), f"there is no folder {path.parent} for {path.name}; make it first")
+def check_output(path: Path, option: str) -> None:
+    """Raises `UserError` where a file of the name given with `option` can't be made, or is there already."""
+    check(not path.exists(), f"{path} exists; name another file with {option}, or remove it")
+    check(path.parent.is_dir(), f"there is no folder {path.parent} for {option} {path.name}; make it first")
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import losses
+from lm.data.parts import has_parts
 from lm.errors import check
 from lm.generate import SamplingConfig
 from lm.generate.texts import make_generator
@@ -115,15 +116,22 @@ def read(trained: Trained, texts: Sequence[str], source: str | None, target: str
     ids = [_encode(trained, text, "--text") for text in texts]
     row: list[int]
     types: list[int] = []
-    if config.mask == "bidirectional" and task.kind != "masked_lm":
-        check(len(ids) <= 2, f"--text has {len(ids)} texts; give one, or two that belong together")
-        row = [tokenizer.bos_id]
+    data = trained.experiment.data
+    pairs = has_parts(data) or bool(data.mixture.datasets)
+    several = task.kind in ("bert", "extractive_qa") or (task.kind == "classification" and pairs)
+    check(
+        len(ids) <= 1 + several,
+        f"--text has {len(ids)} texts, and the run was trained on "
+        + ("two at most; give one, or two that belong together" if several else "one; quote it as a whole"),
+    )
+    encoder = config.mask == "bidirectional" and task.kind != "masked_lm"
+    if encoder or task.kind == "classification":
+        row = [tokenizer.bos_id] if encoder else []
         for text in ids:
             row += [*text, tokenizer.eos_id]
-        types = [int(place > len(ids[0]) + 1) for place in range(len(row))]
+        types = [int(place > len(ids[0]) + 1) for place in range(len(row))] if encoder else []
     else:
-        check(len(ids) == 1, f"--text has {len(ids)} texts, but the run's model reads one; quote it as a whole")
-        row = [*ids[0], tokenizer.eos_id] if task.kind == "classification" else trained.prompt_ids(texts[0])
+        row = trained.prompt_ids(texts[0])
     _check_length(config, row, "the text")
     batch = _row(row)
     if types:

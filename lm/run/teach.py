@@ -17,14 +17,16 @@ from lm.records import RunDirectory
 from lm.run.datasets import dataset_of, maker
 from lm.run.use import load
 from lm.sharding import MeshConfig, check_batch, make_mesh
-from lm.tasks.distillation import DistillConfig, check_top_k, make_teacher
+from lm.tasks.distillation import DistillConfig, choices, make_teacher
+
+DEFAULT_TOP_K = 32
 
 
 def teach(
     path: Path,
     folder: Path,
     *,
-    top_k: int,
+    top_k: int | None = None,
     checkpoint: str = "best",
     batch_size: int | None = None,
     mesh: MeshConfig | None = None,
@@ -35,7 +37,7 @@ def teach(
     Args:
       path: the run directory.
       folder: the folder to make.
-      top_k: K, choices at each place.
+      top_k: K, choices at each place; None = 32, or all where there are fewer.
       checkpoint: `best`, `latest` or a step.
       batch_size: examples at a time; None = as in training.
       mesh: where it is computed.
@@ -47,7 +49,7 @@ def teach(
     Raises:
       UserError: no such run, one whose examples change from epoch to epoch, a folder that is there.
     """
-    check(top_k >= 1, f"top-k is {top_k}; it must be at least 1")
+    check(batch_size is None or batch_size >= 1, f"the batch size is {batch_size}; it must be at least 1")
     check(jax.process_count() == 1, f"logits are saved by one process, and there are {jax.process_count()}")
     check(not folder.exists(), f"{folder} is there already; name a folder to be made")
     devices = make_mesh(mesh or MeshConfig())
@@ -58,7 +60,9 @@ def teach(
         f"{path} was trained on a mixture of datasets, and saved logits are of the examples of one; let the student ask"
         f" it (distill.teacher {path})",
     )
-    check_top_k(top_k, experiment.task.kind, model, experiment.data)
+    most = choices(experiment.task.kind, model, experiment.data)
+    top_k = min(DEFAULT_TOP_K, most) if top_k is None else top_k
+    check(1 <= top_k <= most, f"top-k is {top_k}, and there are {most} to choose from; give a number from 1 to that")
     rows = batch_size or experiment.train.batch_size
     check_batch(devices, rows, 1)
     dataset = dataset_of(RunDirectory.open(path), experiment)

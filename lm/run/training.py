@@ -69,7 +69,8 @@ def check_experiment(experiment: Experiment) -> Mesh:
     )
     check(
         not model.encoder_layers or source_len <= model.max_len,
-        f"sources have {source_len} tokens, more than model.max_len {model.max_len}; raise it, or make them shorter",
+        f"sources have {source_len} tokens, more than model.max_len {model.max_len}; raise it, or lower data.seq_len"
+        " (or task.source_len, where the task has one)",
     )
     labels: Sequence[str] = data.labels
     if experiment.distill.teacher is not None:

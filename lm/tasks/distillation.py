@@ -79,12 +79,27 @@ def check_teacher(
     _check_same_objective(
         config.teacher, student, tasks[0].kind, tasks[1].kind, (teacher.vocab_size or 0, teacher.n_classes)
     )
+    # One batch is for both, and what is in it follows from these two.
+    mine, theirs = ((bool(model.encoder_layers), model.mask == "bidirectional") for model in (student, teacher))
+    check(
+        mine == theirs,
+        f"the teacher {config.teacher} has model.encoder_layers {teacher.encoder_layers} and model.mask {teacher.mask},"
+        f" the student {student.encoder_layers} and {student.mask}: they read different examples of task"
+        f" {tasks[0].kind}; choose a teacher of the same family",
+    )
+    longest = max(tasks[0].lengths(data)[: 2 if student.encoder_layers else 1])
+    check(
+        longest <= teacher.max_len,
+        f"rows here have {longest} tokens, and the teacher {config.teacher} was made for model.max_len"
+        f" {teacher.max_len}; lower data.seq_len, or choose another teacher",
+    )
     check(
         not config.hidden_weight or student.d_model == teacher.d_model,
         f"distill.hidden_weight compares hidden states, of width {student.d_model} here and {teacher.d_model} in the"
         " teacher; make model.d_model equal, or leave distill.hidden_weight at 0",
     )
-    check_top_k(config.top_k, tasks[0].kind, student, data)
+    most = choices(tasks[0].kind, student, data)
+    check(config.top_k <= most, f"distill.top_k is {config.top_k}, and there are {most} to choose from; lower it")
 
 
 def check_lessons(config: DistillConfig, student: ModelConfig, task: Task, lessons: Lessons) -> None:
@@ -121,11 +136,10 @@ def _check_same_objective(
     )
 
 
-def check_top_k(top_k: int, kind: str, model: ModelConfig, data: DataConfig) -> None:
-    """Raises `UserError` if there are no k classes, places or tokens to choose from."""
+def choices(kind: str, model: ModelConfig, data: DataConfig) -> int:
+    """How many classes, places or tokens a model of an objective chooses from."""
     several = {"classification": model.n_classes, "extractive_qa": data.seq_len}  # all others choose tokens
-    most = several.get(kind, model.vocab_size or 0)
-    check(top_k <= most, f"distill.top_k is {top_k}, and there are {most} to choose from; lower it")
+    return several.get(kind, model.vocab_size or 0)
 
 
 def make_teacher(

@@ -19,7 +19,7 @@ from lm.data.packing import Examples
 from lm.data.store import TokenStore
 from lm.errors import check
 from lm.models.transformer import ModelConfig, Transformer
-from lm.tasks.base import Batch, Sums, TokenTask, check_mask, classified
+from lm.tasks.base import Batch, Sums, TokenTask, check_mask, classified, reported
 from lm.text.tokenizer import Tokenizer
 
 Array = jax.Array
@@ -81,6 +81,9 @@ class BertPretraining(_MaskingTask):
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         """See `Task`."""
         check_masking_config(self.masking)
+        for name in ("short_share", "random_share"):
+            value = getattr(self, name)
+            check(0 <= value <= 1, f"task.{name} is {value}; it is a share of the pairs, from 0 to 1")
         check_mask(self.kind, model, "bidirectional")
         check(
             data.sentences or bool(data.mixture.datasets),
@@ -132,20 +135,23 @@ class BertPretraining(_MaskingTask):
         objective, sums = super().loss_from(model, params, hidden, batch, dropout_key)
         scores = classified(model, params, hidden, batch, dropout_key)
         weights = batch["label_weights"]
-        following, of_rows = losses.cross_entropy(scores, batch["labels"], weights)
-        sums |= {f"next_{name}": value for name, value in of_rows.items()} | {"next_weight": weights.sum()}
-        return objective + following, sums
+        following, of_rows = losses.cross_entropy(scores, batch["labels"], weights, by_row=dropout_key is None)
+        found = reported(of_rows, weights, dropout_key is None)
+        rows = {f"next_{name}": value for name, value in found.pop("rows", {}).items()}
+        sums |= {f"next_{name}": value for name, value in found.items()}
+        return objective + following, sums | ({"rows": sums["rows"] | rows} if rows else {})
 
     def summarise(self, sums: metrics.Sums) -> dict[str, float]:
         """`loss` is the sum of both, `masked_loss`, `perplexity` and `accuracy` are of hidden tokens."""
         result = metrics.language_model(sums)
-        following = metrics.ratio(sums, "next_loss", "next_weight")
-        masked = result["loss"]
-        errors = {"masked_loss_se": result.pop("loss_se")} if "loss_se" in result else {}
-        return result | {
-            "loss": masked + following,
-            "masked_loss": masked,
-            **errors,
-            "next_loss": following,
-            "next_accuracy": metrics.ratio(sums, "next_correct", "next_weight"),
-        }
+        result["masked_loss"] = result["loss"]
+        result["next_loss"] = metrics.ratio(sums, "next_loss", "next_weight")
+        result["next_accuracy"] = metrics.ratio(sums, "next_correct", "next_weight")
+        result["loss"] = result["masked_loss"] + result["next_loss"]
+        if "loss_se" in result:
+            result["masked_loss_se"] = result["loss_se"]
+            result["next_loss_se"] = metrics.ratio_error(sums, "next_loss", "next_weight")
+            result["next_accuracy_se"] = metrics.ratio_error(sums, "next_correct", "next_weight")
+            both = [("loss", "weight"), ("next_loss", "next_weight")]
+            result["loss_se"] = metrics.sum_of_ratios_error(sums, both)
+        return result

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 import lm.data.atomic
 import lm.data.prepare
 from lm.data.config import DataConfig
-from lm.data.manifest import index_path, load_manifest
+from lm.data.manifest import FORMAT_VERSION, index_path, load_manifest
 from lm.data.prepare import prepare, split_of
 from lm.data.runners import RunnerConfig
 from lm.data.sources import Document, SkipCounts, Unit, documents, open_source
@@ -595,7 +595,7 @@ def test_a_damaged_dataset_is_named(tmp_path: Path):
         load_manifest(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 0}))
-    with pytest.raises(UserError, match="has dataset format 0; this version reads 2"):
+    with pytest.raises(UserError, match=f"has dataset format 0; this version reads {FORMAT_VERSION}"):
         load_manifest(folder)
     for content in ("", "[]", "{}"):
         (folder / "manifest.json").write_text(content)

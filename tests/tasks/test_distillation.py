@@ -127,6 +127,8 @@ MISTAKES = {
     "another vocabulary": ({}, {"vocab_size": 512}, "the teacher's vocabulary has 384 rows"),
     "another width": ({"hidden_weight": 1.0}, {"d_model": 8}, "of width 8 here and 16 in the teacher"),
     "too many": ({"top_k": 3}, {}, "distill.top_k is 3"),
+    "another family": ({}, {"mask": "causal", "pooling": "mean", "pooler": False}, "they read different examples"),
+    "a shorter context": ({}, {"max_len": 64, "seq_len": 48}, "rows here have 48 tokens, and the teacher"),
 }
 
 
@@ -140,6 +142,10 @@ def test_mistakes_are_told(
     if "task" in changes:
         other = experiment(teacher, *changes.pop("task"))
         settings = dataclasses.replace(settings, task=other.task)
+    if "seq_len" in changes:
+        settings = dataclasses.replace(
+            settings, data=dataclasses.replace(settings.data, seq_len=changes.pop("seq_len"))
+        )
     settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, **changes))
     with pytest.raises(UserError, match=message):
         small_runs.start(settings, tmp_path / "run")

@@ -150,7 +150,8 @@ def test_mistakes_of_students(
 
 TEACHERS = {
     "there already": ([], "logits is there already; name a folder to be made"),
-    "nothing to choose": (["--top-k", "0"], "top-k is 0"),
+    "nothing to choose": (["--top-k", "0", "--output", "new"], "top-k is 0"),
+    "no rows": (["--batch-size", "-1", "--output", "new"], "the batch size is -1"),
     "too many": (["--top-k", "999", "--output", "new"], "there are 2 to choose from"),
     "no checkpoint": (["--checkpoint", "99", "--output", "new"], "has no checkpoint '99'"),
 }

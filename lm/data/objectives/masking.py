@@ -36,14 +36,14 @@ class MaskingConfig:
 
 def check_masking_config(config: MaskingConfig) -> None:
     """Raises `UserError` for a setting out of range."""
-    check(0 < config.rate <= 1, f"masking.rate is {config.rate}; it must be above 0 and at most 1")
+    check(0 < config.rate <= 1, f"task.masking.rate is {config.rate}; it must be above 0 and at most 1")
     for name in ("mask_share", "random_share"):
         value = getattr(config, name)
-        check(0 <= value <= 1, f"masking.{name} is {value}; it must be from 0 to 1")
+        check(0 <= value <= 1, f"task.masking.{name} is {value}; it must be from 0 to 1")
     check(
         config.mask_share + config.random_share <= 1 + 1e-9,
-        f"masking.mask_share {config.mask_share} and masking.random_share {config.random_share} are shares of the same "
-        "tokens; together they must be at most 1",
+        f"task.masking.mask_share {config.mask_share} and task.masking.random_share {config.random_share} are shares of"
+        " the same tokens; together they must be at most 1",
     )
 
 

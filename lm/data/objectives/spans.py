@@ -7,6 +7,8 @@ part of a text to both sides and is scored on the rest.
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 
 from lm.data.objectives.draws import PREFIXES, SPANS, row_keys, uniform, whole
@@ -60,8 +62,8 @@ def sentinel_ids(tokenizer: Tokenizer, n: int) -> np.ndarray:
     if missing:
         raise UserError(
             f"span corruption needs {n} sentinels here, <extra_id_0> to {names[-1]}, and the tokenizer lacks "
-            f"{missing[0]}; prepare the dataset with --tokenizer.special-tokens <extra_id_0> … {names[-1]}, or make "
-            "data.seq-len smaller"
+            f"{missing[0]}; add them all to tokenizer.special_tokens, or make data.seq-len smaller; for a shell:"
+            f" --tokenizer.special-tokens {shlex.join(names)}"
         )
     return np.array([tokenizer.special_tokens[name] for name in names], np.int32)
 
