@@ -3,7 +3,7 @@
 from lm.run.datasets import AnyDataset, Dataset, dataset_of, split_batches, split_text
 from lm.run.teach import teach
 from lm.run.training import FREE_ON_RESUME, check_changes, check_experiment, resume, start
-from lm.run.use import Trained, evaluate_run, inference_mesh, load, load_experiment
+from lm.run.use import Trained, embed, evaluate_run, inference_mesh, load, load_experiment
 
 __all__ = [
     "FREE_ON_RESUME",
@@ -13,6 +13,7 @@ __all__ = [
     "check_changes",
     "check_experiment",
     "dataset_of",
+    "embed",
     "evaluate_run",
     "inference_mesh",
     "load",

@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
 from lm import config as configs
@@ -19,6 +21,7 @@ from lm.config import Experiment
 from lm.data.mixture import Mixture
 from lm.errors import check
 from lm.evaluate import baselines, evaluate, make_eval_step, spoken
+from lm.models.heads import pool
 from lm.models.transformer import Transformer
 from lm.records import RunDirectory
 from lm.run.datasets import AnyDataset, dataset_of, maker, split_batches, split_text, store_batches
@@ -26,6 +29,8 @@ from lm.sharding import MeshConfig, make_mesh
 from lm.tasks.base import AnsweringTask
 from lm.text.tokenizer import Tokenizer, load_tokenizer
 from lm.train import abstract_params
+
+Pooling = Literal["first", "last", "mean"]
 
 
 def load_experiment(run: RunDirectory) -> Experiment:
@@ -57,6 +62,50 @@ class Trained:
         if self.experiment.data.packing != "stream":
             return [self.tokenizer.bos_id, *ids]
         return ids or [self.tokenizer.eos_id]
+
+
+def embed(
+    trained: Trained, texts: Sequence[str], *, pooling: Pooling | None = None, batch_size: int = 32
+) -> np.ndarray:
+    """A vector for each text, from the hidden states of an encoder or a decoder.
+
+    An encoder reads `[CLS] text [SEP]`, a decoder the text and the token that ends it; what is longer than
+    `model.max_len` loses its end. A projection behind the pooling (BERT's pooler, made for pairs) is not applied.
+
+    Args:
+      trained: from `load`, on one device.
+      texts: what is read.
+      pooling: `first` or `last` token, or the `mean` of all; None = as `model.pooling` has it.
+      batch_size: texts at a time, those of like lengths together; it changes no vector.
+
+    Returns:
+      float32 `[N, D]`, in the order of the texts, not scaled to a length.
+
+    Raises:
+      UserError: an encoder-decoder.
+    """
+    config, tokenizer = trained.model.config, trained.tokenizer
+    check(not config.encoder_layers, "the run is an encoder-decoder, which has no vector for a text; use another model")
+    begin = [tokenizer.bos_id] if config.mask == "bidirectional" else []
+    room = config.max_len - len(begin) - 1
+    rows = [[*begin, *tokenizer.encode(text)[:room], tokenizer.eos_id] for text in texts]
+
+    @jax.jit
+    def vectors(params: Any, tokens: Array, segments: Array) -> Array:
+        hidden: Any = trained.model.apply({"params": params}, tokens, None, segments, method="hidden")
+        return pool(hidden[0], segments, pooling or config.pooling).astype(jnp.float32)
+
+    found = np.zeros((len(rows), config.d_model), np.float32)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        # Lengths in powers of two, so that few programs are compiled.
+        length = min(config.max_len, 1 << (len(rows[chosen[-1]]) - 1).bit_length())
+        tokens, segments = np.zeros((2, batch_size, length), np.int32)
+        for row, i in enumerate(chosen):
+            tokens[row, : len(rows[i])], segments[row, : len(rows[i])] = rows[i], 1
+        found[chosen] = np.asarray(vectors(trained.params, tokens, segments))[: len(chosen)]
+    return found
 
 
 def load(path: Path, mesh: Mesh, checkpoint: str = "best") -> Trained:
