@@ -31,7 +31,8 @@ PACKAGES = (
     "sentencepiece",
     "tensorflow-datasets",
 )
-BEGUN = {"log.txt", "environment.json", "dataset.json", "tokenizer"}  # written before config.json makes it a run
+# Written before config.json makes it a run.
+BEGUN = {"log.txt", "environment.json", "dataset.json", "tokenizer", "pretrained"}
 STATES = ("running", "finished", "preempted", "failed")
 
 # Fields of a record that say how long something took: all others are the same in every run of the same settings.
@@ -127,6 +128,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """Folder of checkpoints, one subfolder a step."""
         return self.path / "checkpoints"
+
+    @property
+    def pretrained(self) -> Path:
+        """What an imported model said of itself, for export: its config.json and tokenizer files; often not there."""
+        return self.path / "pretrained"
 
     @property
     def tokenizer(self) -> Path:

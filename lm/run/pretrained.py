@@ -39,8 +39,6 @@ from lm.tasks.seq2seq import Seq2Seq
 from lm.text.tokenizer import Tokenizer, TokenizerConfig
 from lm.train import abstract_params
 
-ORIGINAL = "pretrained"
-"""Folder of an imported run that holds the model's own config.json and tokenizer files, for export."""
 # What config.json says in ways that change, or of the files that are replaced.
 _REPLACED = ("rope_parameters", "rope_scaling", "layer_types", "auto_map", "torch_dtype", "transformers_version")
 
@@ -92,7 +90,7 @@ def import_run(
     run = RunDirectory.create(path)
     run.lock()
     try:
-        original = run.path / ORIGINAL
+        original = run.pretrained
         original.mkdir()
         for name in (CONFIG, GENERATION):
             if (opened.folder / name).is_file():
@@ -181,7 +179,7 @@ def export_run(
     check(not folder.exists(), f"{folder} exists; name another folder, or remove it")
     run = RunDirectory.open(path)
     experiment = configs.from_dict(Experiment, run.read("config.json"), where=str(run.path / "config.json"))
-    original = run.path / ORIGINAL
+    original = run.pretrained
     config = read_json(original / CONFIG) if (original / CONFIG).is_file() else {}
     model, task = experiment.model, experiment.task.kind
     family, architecture, ours = expressed(model, task, config.get("model_type"))

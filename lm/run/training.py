@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,9 @@ def start(
         run.write("environment.json", environment())
         run.write("dataset.json", described(dataset))
         dataset.tokenizer.save(run.tokenizer)
+        parent = experiment.init_from.run
+        if parent is not None and (original := RunDirectory(Path(parent)).pretrained).is_dir():
+            shutil.copytree(original, run.pretrained, dirs_exist_ok=True)
         # Last, as it makes the folder a run: killed before, it can be started again, killed after, resumed.
         run.write("config.json", configs.to_dict(experiment))
         return _fit(run, parts, reporter, stop_at)

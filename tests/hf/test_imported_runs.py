@@ -1,9 +1,11 @@
 """What later commands make of an imported run: a teacher, a tokenizer of a vocab.txt, a classifier to look into."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -14,6 +16,9 @@ from lm import run as runs
 from lm.cli import main
 from lm.hf.export import write_configs, write_weights
 from lm.hf.families import expressed
+from lm.models.transformer import ModelConfig
+from lm.text.tokenizer import TokenizerConfig
+from lm.train import InitConfig
 
 VOCABULARY = (
     Path(__file__).resolve().parents[2].parent / "shared" / "data" / "tokenizers" / "bert-base-chinese-vocab.txt"
@@ -43,6 +48,32 @@ def test_a_teacher(tmp_path):
     tiny.assert_trees_equal(a.params, b.params)
     assert a.tokenizer.encode("the 中文") == b.tokenizer.encode("the 中文")
     assert (a.tokenizer.bos_id, a.tokenizer.eos_id) == (b.tokenizer.bos_id, b.tokenizer.eos_id)
+
+
+def test_fine_tuning(tmp_path):
+    """An imported model goes on, and out again under what it said of itself."""
+    source = write_folder(tmp_path / "source", gpt2_weights(GPT2_CONFIG), GPT2_CONFIG | {"eos_token_id": 1})
+    write_tokenizer(source / "tokenizer.json")
+    (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    assert main(["import", str(source), str(tmp_path / "run")]) == 0
+    tuned = experiment(
+        tmp_path,
+        train={"steps": 2, "eval_every": 0, "save_every": 0},
+    )
+    tuned = dataclasses.replace(
+        tuned,
+        tokenizer=TokenizerConfig(),
+        model=ModelConfig(attention="xla"),
+        init_from=InitConfig(run=str(tmp_path / "run")),
+    )
+    assert start(tuned, tmp_path / "tuned").state == "finished"
+    a, b = (runs.load(tmp_path / name, runs.inference_mesh()) for name in ("run", "tuned"))
+    largest = jax.tree.map(lambda x, y: float(abs(x - y).max()), a.params, b.params)
+    assert 0 < max(jax.tree.leaves(largest)) < 0.05  # two steps of 0.01 away, not a new model
+    assert b.tokenizer.fingerprint() == a.tokenizer.fingerprint()
+    assert main(["export", str(tmp_path / "tuned"), str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["chat_template"] == "{{ messages }}"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 1
 
 
 def bert(folder: Path, vocab_size: int, **heads) -> None:

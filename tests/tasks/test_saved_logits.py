@@ -54,7 +54,7 @@ def check_pair(folder: Path, family: str, kind: str) -> None:
     trained = runs.load(folder / "run", runs.inference_mesh())
     dataset = runs.dataset_of(RunDirectory(folder / "run"), trained.experiment)
     base = maker(trained.experiment, dataset)(dataset.store("train"), trained.experiment.data, True)
-    saved = pickle.loads(pickle.dumps(TaughtExamples(base, folder / "run" / "logits", K)))  # noqa: S301 - as workers do
+    saved = pickle.loads(pickle.dumps(TaughtExamples(base, folder / "run" / "logits", K)))
     index = np.array([len(base) - 1, 0, -1, 2])
     rows = saved.batch(index)
     batch = to_devices(base.batch(index), runs.inference_mesh())
