@@ -12,7 +12,7 @@ reads data/ptb/ptb.{train,valid,test}.txt below the working directory. Where the
 takes a GPU: 1.6e16 floating-point operations, 0.01 days on one H200 at a fiftieth of its peak. Published, on the
 test split, with `<eos>` counted as here: AWD-LSTM 57.3, Transformer-XL 54.5 (24M parameters each).
 
-On a CPU configs/data/ptb.py trains a small model of the same words: test perplexity 240.2 after one epoch.
+On a CPU configs/data/ptb.py trains a small model of the same words: test perplexity 123.4 after five epochs.
 """
 
 from lm.config import Experiment
