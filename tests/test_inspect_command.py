@@ -1,5 +1,6 @@
 """`lm inspect` on trained runs: what it writes, and what it says to a mistake."""
 
+import dataclasses
 import json
 import math
 import re
@@ -11,6 +12,11 @@ import pytest
 import small_runs
 
 from lm.cli import main
+from lm.errors import UserError
+from lm.models.transformer import Transformer
+from lm.report.inspection import read
+from lm.run import Trained
+from lm.text.tokenizer import TokenizerConfig, train_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tasks.families import experiment as family
@@ -113,6 +119,27 @@ def test_classes_by_name(folder: Path):
     assert "class 1" in (path / "inspect.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_a_question_and_its_text(folder: Path):
+    path = trained(folder, "bert", "extractive_qa")
+    assert main(["inspect", str(path), "--text", "behind cat?", "the cat sat on the mat"]) == 0
+    assert len(data_of(path / "inspect.html")["names"]["tokens"]) > 10
+
+
+def test_texts_are_laid_out_as_in_training(folder: Path):
+    """A pair for a classifier without [CLS]: each text with its end; and of one text, no pair."""
+    settings = family(folder, "llama", "classification")
+    pairs = dataclasses.replace(settings, data=dataclasses.replace(settings.data, fields=("a", "b")))
+    model = settings.model
+    tokenizer = train_tokenizer(TokenizerConfig(kind="byte"), ())
+    for of, texts in ((pairs, ["ab", "c"]), (settings, ["ab"])):
+        found = read(Trained(of, tokenizer, Transformer(model), {}, 0), texts, None, None)
+        ends = [token for text in texts for token in (*tokenizer.encode(text), tokenizer.eos_id)]
+        assert found.tokens.tolist() == ends
+    with pytest.raises(UserError, match="trained on two at most"):
+        read(Trained(pairs, tokenizer, Transformer(model), {}, 0), ["a", "b", "c"], None, None)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -129,6 +156,7 @@ def test_classes_by_name(folder: Path):
         (["--text", "x", "--png", "missing/png"], "for --png png; make it first"),
         (["--text", "x", "--png", "file"], "--png file is a file; name a folder"),
         (["--text", "x", "--checkpoint", "99"], "no checkpoint '99'"),
+        (["--text", "a", "b"], "--text has 2 texts, and the run was trained on one; quote it as a whole"),
         (["--text", "a", "--text", "b"], "--text is given 2 times; write all its values after one"),
     ],
 )
