@@ -39,10 +39,11 @@ BERT = {"mask": "bidirectional", "norm_place": "post", "embedding_norm": True, "
 
 
 def trained(kind: str, tokenizer: Tokenizer = BYTE, packing: str = "stream", **model: Any) -> Trained:
-    """A run as `lm.run.load` would give it, of parameters far from their initial values."""
+    """A run as `lm.run.load` would give it, of parameters far from their initial values; a classifier's is of pairs."""
     config = tiny.config(**{"vocab_size": tokenizer.vocab_size + 7, "max_len": 64, **model})
     built, params = tiny.build(config)
-    experiment = Experiment(model=config, task=TASKS[kind](), data=DataConfig(packing=packing))
+    data = DataConfig(packing=packing, fields=("a", "b") if kind == "classification" else ())
+    experiment = Experiment(model=config, task=TASKS[kind](), data=data)
     return Trained(experiment, tokenizer, built, tiny.perturbed(params), 7)
 
 
@@ -173,8 +174,8 @@ def test_what_the_model_writes_is_its_likeliest_target(translator: Trained):
     [
         ("gpt", [], None, None, "nothing to look at; give --text"),
         ("translator", [], None, None, "nothing to look at; give --source"),
-        ("gpt", ["a", "b"], None, None, "--text has 2 texts, .* reads one"),
-        ("classifier", ["a", "a", "a"], None, None, "--text has 3 texts; give one, or two"),
+        ("gpt", ["a", "b"], None, None, "--text has 2 texts, .* trained on one; quote"),
+        ("classifier", ["a", "a", "a"], None, None, "--text has 3 texts, .* two at most; give one, or two"),
         ("gpt", [""], None, None, "--text has no tokens"),
         ("translator", [], "", "a", "--source has no tokens"),
         ("translator", [], "a", "", "--target has no tokens"),

@@ -8,7 +8,9 @@ The last one is the same model from scratch. Reads what configs/families/bert_ti
 and takes the same options for where that lies. Parts of the model alone are trained with, for example,
 --optim.rates 'classifier/.*=1' '.*=0' (the head), or --optim.rates '.*bias=1' 'classifier/.*=1' '.*=0' (BitFit).
 
-NOTE
+1.0M parameters, 541 steps of 64 sentences (5 epochs): about two minutes of CPU time. Seed 0, last step: test accuracy
+78.7 % fine-tuned (loss 0.490) and 78.3 % from scratch (0.542), each with a standard error of 1.0: two million words of
+Wikipedia are too few to show in the accuracy, and the smaller model of configs/families/sst2.py has 80.8 %.
 """
 
 import dataclasses

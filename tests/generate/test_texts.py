@@ -120,13 +120,13 @@ def test_a_text_in_one_line_can_be_read_back(text):
 
 def test_output_is_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "out.txt"
-    check_output(path)
+    check_output(path, "--output")
     write_lines(path, ["a", "中"])
     assert path.read_bytes() == "a\n中\n".encode()
     with pytest.raises(UserError, match=r"out\.txt exists; name another file with --output, or remove it"):
-        check_output(path)
-    with pytest.raises(UserError, match=r"there is no folder .*nowhere for out\.txt"):
-        check_output(tmp_path / "nowhere" / "out.txt")
+        check_output(path, "--output")
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere for --output out\.txt"):
+        check_output(tmp_path / "nowhere" / "out.txt", "--output")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
