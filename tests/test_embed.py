@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import small_runs
@@ -18,12 +19,12 @@ def test_vectors_are_those_of_each_text_alone(tmp_path: Path, family: str, kind:
     small_runs.start(experiment(tmp_path, family, kind, steps=2, eval_every=0), tmp_path / "run")
     trained = runs.load(tmp_path / "run", runs.inference_mesh())
     tokenizer, longest = trained.tokenizer, trained.model.config.max_len
+    apply = jax.jit(lambda ids: trained.model.apply({"params": trained.params}, ids, method="hidden")[0][0])
     hidden = []
     for text in TEXTS:
         begin = [tokenizer.bos_id] if family == "bert" else []
         ids = [*begin, *tokenizer.encode(text)[: longest - 1 - len(begin)], tokenizer.eos_id]
-        found = trained.model.apply({"params": trained.params}, np.array([ids], np.int32), method="hidden")
-        hidden.append(np.asarray(found[0][0], np.float64))
+        hidden.append(np.asarray(apply(np.array([ids], np.int32)), np.float64))
     assert len(hidden[-1]) == longest
     for pooling, of in (("first", lambda x: x[0]), ("last", lambda x: x[-1]), ("mean", lambda x: x.mean(0))):
         found = runs.embed(trained, TEXTS, pooling=pooling, batch_size=2)

@@ -49,7 +49,7 @@ def test_divergence_is_that_of_the_definition(temperature: float) -> None:
 
 def gradient(task: Any, model: Transformer, params: Any, batch: dict[str, Any]) -> Any:
     key = jax.random.key(0)
-    return jax.jit(jax.grad(lambda params: task.loss(model, params, batch, key)[0]))(params)
+    return jax.grad(lambda params: task.loss(model, params, batch, key)[0])(params)
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it() -> None:
