@@ -14,7 +14,7 @@ from lm.data.objectives.taught import IDS, LOGITS, Lessons, check_same_each_epoc
 from lm.errors import UserError, check
 from lm.evaluate import to_devices
 from lm.records import RunDirectory
-from lm.run.datasets import dataset_of, maker
+from lm.run.datasets import check_has_dataset, dataset_of, maker
 from lm.run.use import load
 from lm.sharding import MeshConfig, check_batch, make_mesh
 from lm.tasks.distillation import DistillConfig, choices, make_teacher
@@ -65,7 +65,9 @@ def teach(
     check(1 <= top_k <= most, f"top-k is {top_k}, and there are {most} to choose from; give a number from 1 to that")
     rows = batch_size or experiment.train.batch_size
     check_batch(devices, rows, 1)
-    dataset = dataset_of(RunDirectory.open(path), experiment)
+    run = RunDirectory.open(path)
+    check_has_dataset(run)
+    dataset = dataset_of(run, experiment)
     store = dataset.store("train")
     assert not isinstance(store, Mixture)  # as the run has none
     examples = maker(experiment, dataset)(store, experiment.data, True)

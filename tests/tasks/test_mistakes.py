@@ -73,8 +73,8 @@ MISTAKES: dict[str, tuple[str, str, dict[str, dict[str, Any]], str]] = {
         "task.masking.rate is 1.5; it must",
     ),
     "short pairs": ("bert", "bert", {"task": {"short_share": 2.0}}, "task.short_share is 2.0; it is a share of the"),
-    "density": ("t5", "span_corruption", {"task": {"density": 0.0}}, r"\(density\) is 0.0; it must be"),
-    "span": ("t5", "span_corruption", {"task": {"mean_span": 0.5}}, "mean length of spans is 0.5; it must be"),
+    "density": ("t5", "span_corruption", {"task": {"density": 0.0}}, r"task\.density, .* is 0.0; it must be"),
+    "span": ("t5", "span_corruption", {"task": {"mean_span": 0.5}}, r"task\.mean_span, .* is 0.5; it must be"),
     "source longer than the context": (
         "t5",
         "seq2seq",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import pytest
 from lm import run as runs
 from lm.cli import main
 from lm.config import Experiment
-from lm.data.objectives.taught import IDS, LOGITS, TaughtExamples
+from lm.data.objectives.taught import IDS, LOGITS, TaughtExamples, load_lessons
 from lm.errors import UserError
 from lm.evaluate import to_devices
 from lm.records import RunDirectory
 from lm.run.datasets import maker
+from lm.sharding import MeshConfig
 from lm.tasks.base import hidden_of
 from lm.tasks.distillation import DistillConfig
 
@@ -127,6 +129,15 @@ def test_logits_that_changed_are_noticed(classifier: Path, tmp_path: Path) -> No
         path.write_text(before)
 
 
+@pytest.mark.parametrize("left", [0, 200], ids=["empty", "cut"])
+def test_damaged_logits_are_told(classifier: Path, tmp_path: Path, left: int) -> None:
+    shutil.copytree(classifier / "run" / "logits", tmp_path / "logits")
+    path = tmp_path / "logits" / "ids.npy"
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(UserError, match=r"ids\.npy can't be read; make it anew with `lm teach RUN`"):
+        load_lessons(tmp_path / "logits")
+
+
 STUDENTS = {
     "no folder": ({"saved": "nowhere"}, {}, "nowhere holds no saved logits .* make them with `lm teach RUN`"),
     "other rows": ({}, {"data": {"seq_len": 12}}, r"was made of other training examples [^;]*; .*data\.seq_len"),
@@ -165,6 +176,14 @@ def test_mistakes_of_teachers(
     assert main(["teach", str(classifier / "run"), "--mesh.devices", "1", *options]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_imported_run_has_nothing_to_say_it_of(classifier: Path, tmp_path: Path) -> None:
+    shutil.copytree(classifier / "run", tmp_path / "run")
+    (tmp_path / "run" / "dataset.json").unlink()
+    (tmp_path / "run" / "pretrained").mkdir()
+    with pytest.raises(UserError, match="was imported, so it has no dataset"):
+        runs.teach(tmp_path / "run", tmp_path / "logits", mesh=MeshConfig(devices=1))
 
 
 def test_settings_that_exclude_each_other() -> None:

@@ -212,8 +212,8 @@ class SpanExamples:
 def n_sentinels(seq_len: int, *, density: float, mean_length: float) -> int:
     """How many sentinels `SpanExamples` needs. Raises `UserError` for a setting out of range."""
     check(seq_len >= 4, f"data.seq-len is {seq_len}; span corruption needs at least 4")
-    check(0 < density < 1, f"the share of tokens cut out (density) is {density}; it must be between 0 and 1")
-    check(mean_length >= 1, f"the mean length of spans is {mean_length}; it must be at least 1")
+    check(0 < density < 1, f"task.density, the share of tokens cut out, is {density}; it must be between 0 and 1")
+    check(mean_length >= 1, f"task.mean_span, the mean length of spans, is {mean_length}; it must be at least 1")
     length, _ = span_lengths(seq_len, density=density, mean_length=mean_length)
     return span_counts(length, density=density, mean_length=mean_length)[1]
 

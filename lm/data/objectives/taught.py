@@ -125,7 +125,14 @@ def load_lessons(folder: Path) -> Lessons:
         raise UserError(f"{folder} holds no saved logits ({_MANIFEST}); make them with `lm teach RUN`") from error
     check(found.version == _VERSION, f"{path} has version {found.version}, and this lm reads {_VERSION}; teach again")
     for name in ("logits", "ids"):
-        check((folder / f"{name}.npy").is_file(), f"{folder} has no {name}.npy; make it anew with `lm teach RUN`")
+        try:
+            shape = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).shape
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{folder}/{name}.npy can't be read; make it anew with `lm teach RUN`") from error
+        check(
+            (shape[0], shape[-1]) == (found.examples, found.top_k),
+            f"{folder}/{name}.npy is of other examples than {path} says; make it anew with `lm teach RUN`",
+        )
     return found
 
 
