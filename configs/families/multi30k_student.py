@@ -8,9 +8,9 @@ r"""A quarter of configs/families/multi30k.py, taught by it or alone.
 reads what configs/families/multi30k.py reads, and takes the same options for where that lies.
 
 0.67M parameters, 2,719 steps (6 epochs): some 9 minutes on one core, a third more with saved logits. Validation loss
-over seeds 0 to 2, standard error over seeds: alone 1.951 +- 0.002, taught 1.791 +- 0.003, the teacher 1.768, so that 87 % of
-the gap is recovered; of that in accuracy, 64.4 to 65.6 with the teacher's 66.9 %, a half. docs/results/families.md has
-all figures.
+over seeds 0 to 2, standard error over seeds: alone 1.951 +- 0.002, taught 1.791 +- 0.003, the teacher 1.768, so that
+87 % of the gap is recovered; of that in accuracy, 64.4 to 65.6 with the teacher's 66.9 %, a half.
+docs/results/families.md has all figures.
 """
 
 import dataclasses
