@@ -44,9 +44,14 @@ def capture(model: Transformer, params: Any, batch: Mapping[str, Any]) -> Captur
       Arrays in host memory.
 
     Raises:
-      UserError: no tokens, or no source for an encoder-decoder.
+      UserError: no tokens, no source for an encoder-decoder, or a model with a learned prompt.
     """
     check("tokens" in batch, "the batch has no tokens; there is nothing to read")
+    check(
+        not model.config.prompt_len,
+        f"the model has a learned prompt of {model.config.prompt_len} vectors (model.prompt_len), which are no tokens to"
+        " be shown; look at the run it was begun with",
+    )
     inputs = {name: np.asarray(batch[name]) for name in READ if name in batch}
     check(
         not model.config.encoder_layers or "source_tokens" in inputs,

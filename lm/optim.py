@@ -35,10 +35,11 @@ DECAY: tuple[tuple[str, bool], ...] = (
 # Which axes of a kernel are its input (reduction) and output; other axes (layers, experts) are a batch of matrices,
 # each orthogonalised by itself. Counted from the end, so that stacked and single layers read alike.
 # None: not Muon's. Heads are matrices, but their output axis is a vocabulary or classes, for which Muon's author keeps
-# Adam.
+# Adam; so have low-rank terms and adapters, which begin at 0.
 MUON: tuple[tuple[str, contrib.MuonDimensionNumbers | None], ...] = (
     (r"(.*/)?(scale|bias|embedding)", None),
     (r"(head|classifier|span_head)/kernel", None),
+    (r".*/(lora_[ab]|[a-z]*_adapter/(down|up))/kernel", None),
     (r"(.*/)?(cross_)?attention/(query|key|value)/kernel", contrib.MuonDimensionNumbers(-3, (-2, -1))),
     (r"(.*/)?(cross_)?attention/out/kernel", contrib.MuonDimensionNumbers((-3, -2), -1)),
     (r"((.*/)?mlp/(up|gate|down)|head_transform/dense|pooler)/kernel", contrib.MuonDimensionNumbers(-2, -1)),

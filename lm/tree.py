@@ -7,7 +7,7 @@ added later is never treated by accident.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -15,6 +15,9 @@ import jax
 from lm.errors import UserError, check
 
 Value = TypeVar("Value")
+
+# Parameters of all layers of a stack are one array with a leading layer axis, below one of these names.
+STACKS = ("layers", "encoder_layers")
 
 # How many parameters an error message spells out.
 _NAMED_IN_ERROR = 8
@@ -44,15 +47,45 @@ def match_patterns(tree: Any, rules: Sequence[tuple[str, Value]]) -> Any:
     Raises:
         UserError: a leaf matches no pattern, or a pattern is not a regular expression.
     """
+    return _matched(tree, rules, lambda path, leaf: [path])
+
+
+def match_layers(tree: Any, rules: Sequence[tuple[str, Value]]) -> Any:
+    """`match_patterns` that tells layers apart: `layers/3/mlp/up/kernel` is matched as well as `layers/mlp/up/kernel`.
+
+    Args:
+        tree: any tree with shapes, its leaves of stacks with a leading layer axis.
+        rules: as for `match_patterns`; the first whose pattern matches either path of a layer gives its value.
+
+    Returns:
+        A tree shaped like `tree`: of a leaf of a stack a list of the values of its layers, else a value.
+
+    Raises:
+        UserError: as `match_patterns`.
+    """
+
+    def names(path: str, leaf: Any) -> list[str]:
+        stack, _, rest = path.partition("/")
+        return [f"{stack}/{layer}/{rest}" for layer in range(leaf.shape[0])] if stack in STACKS else [path]
+
+    return _matched(tree, rules, names)
+
+
+def _matched(tree: Any, rules: Sequence[tuple[str, Value]], names: Callable[[str, Any], list[str]]) -> Any:
+    """Values by path, or, where `names` gives other names for a path, lists of them."""
     compiled = [(_compile(pattern), value) for pattern, value in rules]
-    values, uncovered = [], []
-    for path, _ in path_leaves(tree):
-        for pattern, value in compiled:
-            if pattern.fullmatch(path):
-                values.append(value)
-                break
-        else:
-            uncovered.append(path)
+    values: list[Any] = []
+    uncovered = []
+    for path, leaf in path_leaves(tree):
+        asked, found = names(path, leaf), []
+        for name in asked:
+            for pattern, value in compiled:
+                if pattern.fullmatch(path) or pattern.fullmatch(name):
+                    found.append(value)
+                    break
+            else:
+                uncovered.append(name)
+        values.append(found[0] if asked == [path] and found else found)
     shown = ", ".join(uncovered[:_NAMED_IN_ERROR]) + (", …" if len(uncovered) > _NAMED_IN_ERROR else "")
     check(
         not uncovered,

@@ -48,20 +48,21 @@ def prefill(
       repeats: uint32 `[B]`.
       acting: the adjustments that `draw_chunk` will be given.
       config: the model's.
-      length: slots of the cache.
+      length: slots of the cache, those of a learned prompt not counted.
       history: whether to keep the tokens of each row, int32 `[B, length]`, each at its place.
       source: what an encoder-decoder reads, int32 `[B, S]`, padded on the right, and its lengths, int32 `[B]`.
     """
     B, P = tokens.shape
     at = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32), (B, P))
-    cache, segments = unstacked(init_cache(config, B, length), config.n_layers), None
+    cache, segments = unstacked(init_cache(config, B, length + config.prompt_len), config.n_layers), None
     if source is not None:
         segments = (jnp.arange(source[0].shape[1]) < source[1][:, None]).astype(jnp.int32)
         sources = source_cache(config, params, source[0], segments)
         cache = [slots | of_source for slots, of_source in zip(cache, sources)]
     # A prompt is the prefix that a prefix model was trained to go on from; its padding is none of it.
     prefix = (at < lengths[:, None]).astype(jnp.int32) if config.mask == "prefix" else None
-    _, cache = forward(Transformer(config), params, cache, tokens, at, prefix=prefix, source_segments=segments)
+    model = Transformer(config)
+    _, cache = forward(model, params, cache, tokens, at, prefix=prefix, source_segments=segments, begins=True)
     fold = jax.vmap(jax.random.fold_in)
     state = {
         "cache": cache,
@@ -164,6 +165,7 @@ def forward(
     *,
     prefix: Array | None = None,
     source_segments: Array | None = None,
+    begins: bool = False,
 ) -> tuple[Array, list[Any]]:
     """`Transformer.hidden` with a list of layers, for parameters from `for_decoding`.
 
@@ -174,17 +176,24 @@ def forward(
       params: from `for_decoding`.
       cache: one of each layer; of an encoder-decoder with what `cross_cache` makes.
       tokens: int32 `[B, T]`.
-      at: int32 `[B, T]`, their places, which are also their slots of the cache.
+      at: int32 `[B, T]`, their places, which are also their slots of the cache, behind those of a learned prompt.
       prefix: int32 `[B, T]`, 1 = of a prefix that sees itself to both sides, all of which is here; or None.
       source_segments: int32 `[B, S]`, 0 = padding of the source, which is not seen; or None.
+      begins: the cache is empty, and a learned prompt goes into it first.
 
     Returns:
-      `[B, T, D]` and the new cache.
+      `[B, T, D]`, of the learned prompt as well where it was read, and the new cache.
     """
-    reach = cache[0]["key"].shape[-2]
-    read: Any = model.apply({"params": params}, tokens, at, reach=reach, method="embedded")
+    reach, P = cache[0]["key"].shape[-2], model.config.prompt_len
+    begins = begins and P > 0
+    read: Any = model.apply({"params": params}, tokens, at, reach=reach, prompted=begins, method="embedded")
     x, context = read
-    context = dataclasses.replace(context, prefix=prefix, cache_at=at, source_segments=source_segments)
+    slots_at = at + P
+    if begins:
+        before = jnp.broadcast_to(jnp.arange(P, dtype=at.dtype), (at.shape[0], P))
+        slots_at = jnp.concatenate([before, slots_at], axis=1)
+        prefix = None if prefix is None else jnp.pad(prefix, ((0, 0), (P, 0)), constant_values=1)
+    context = dataclasses.replace(context, prefix=prefix, cache_at=slots_at, source_segments=source_segments)
     block: Any = Block(model.config)
     filled = []
     for layer, slots in zip(params["layers"], cache):

@@ -232,11 +232,11 @@ class Generator:
 
     def _begin(self, batch: "_Batch", limit: np.ndarray, sampling: SamplingConfig) -> dict[str, Any]:
         """The state after the prompts."""
-        width = 1 if self._first else bucket(int(batch.lengths.max()), self.config.max_len)
+        width = 1 if self._first else bucket(int(batch.lengths.max()), self.config.context)
         source = None
         if self._first:
             lengths = np.array([len(prompt) for prompt in batch.prompts], np.int32)
-            padded = pad(batch.prompts, bucket(int(lengths.max()), self.config.max_len))
+            padded = pad(batch.prompts, bucket(int(lengths.max()), self.config.context))
             source = self._place(padded), self._place(lengths)
         return prefill(
             self._params,
@@ -247,7 +247,7 @@ class Generator:
             self._place(batch.repeats),
             sampling.adjustments(),
             config=self.config,
-            length=bucket(int(limit.max()), self.config.max_len),
+            length=bucket(int(limit.max()), self.config.context),
             history=sampling.beams > 1 or sampling.no_repeat_ngram > 0,
             source=source,
         )
@@ -279,7 +279,7 @@ class Generator:
         """Raises `UserError` for prompts that `generate` can't serve, told by `name` of their index."""
         check(len(prompts) > 0, "there is no prompt; give at least one")
         for index, prompt in enumerate(prompts):
-            n, most = len(prompt), self.config.max_len
+            n, most = len(prompt), self.config.context
             check(n > 0, f"{name(index)} has no token; start it with the tokenizer's bos_id")
             if self._first:
                 check(
@@ -337,7 +337,7 @@ class _Batch:
 
     def limit(self, sampling: SamplingConfig, config: ModelConfig) -> np.ndarray:
         """How long each row may become, prompt included: int32 `[B]`."""
-        return np.minimum(self.lengths + sampling.max_new_tokens, config.max_len).astype(np.int32)
+        return np.minimum(self.lengths + sampling.max_new_tokens, config.context).astype(np.int32)
 
 
 class _Row:

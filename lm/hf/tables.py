@@ -12,8 +12,8 @@ import numpy as np
 
 from lm.errors import UserError
 from lm.models.config import ModelConfig
+from lm.tree import STACKS
 
-STACKS = ("layers", "encoder_layers")
 Shape = tuple[int, ...]
 Names = Iterable[str]
 

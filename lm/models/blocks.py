@@ -10,7 +10,8 @@ from flax import struct
 
 from lm.models import attention
 from lm.models.config import ModelConfig
-from lm.models.layers import Dense, Initializer, Mlp, Norm, project_together, rotate
+from lm.models.layers import Adapter, Dense, Initializer, Mlp, Norm, project_together, rotate
+from lm.models.lora import OFF, LoraConfig
 from lm.sharding import constrain
 
 Array = jax.Array
@@ -61,23 +62,28 @@ class Attention(nn.Module):
     out_init: Initializer
     dtype: jnp.dtype
     param_dtype: jnp.dtype
+    lora: LoraConfig = OFF
+    path: str = "attention"
+    """Which attention it is, as `lora.targets` has it."""
 
     def setup(self) -> None:
         """Declares the projections."""
 
-        def project(heads: int, axis: str) -> Dense:
+        def project(name: str, heads: int, axis: str) -> Dense:
             features, axes = (heads, self.head_dim), ("embed", axis, "head_dim")
-            return Dense(features, axes, self.qkv_bias, self.kernel_init, self.dtype, self.param_dtype)
+            lora = self.lora.at(f"{self.path}/{name}")
+            return Dense(features, axes, self.qkv_bias, self.kernel_init, self.dtype, self.param_dtype, lora=lora)
 
-        self.query = project(self.n_heads, "heads")
-        self.key = project(self.n_kv_heads, "kv")
-        self.value = project(self.n_kv_heads, "kv")
+        self.query = project("query", self.n_heads, "heads")
+        self.key = project("key", self.n_kv_heads, "kv")
+        self.value = project("value", self.n_kv_heads, "kv")
         if self.qk_norm:
             norm = functools.partial(Norm, "rmsnorm", self.norm_epsilon, False, self.dtype, self.param_dtype)
             self.query_norm, self.key_norm = norm(), norm()
         axes = ("heads", "head_dim", "embed")
         features = (self.d_model,)
-        self.out = Dense(features, axes, self.use_bias, self.out_init, self.dtype, self.param_dtype, n_in=2)
+        lora = self.lora.at(f"{self.path}/out")
+        self.out = Dense(features, axes, self.use_bias, self.out_init, self.dtype, self.param_dtype, n_in=2, lora=lora)
 
     def __call__(
         self, x: Array, cache: dict[str, Array] | None, context: Context, deterministic: bool
@@ -93,7 +99,7 @@ class Attention(nn.Module):
         Returns:
           `[B, T, D]`, and the cache with the new keys and values.
         """
-        query, key, value = project_together(x, self.query, self.key, self.value)
+        query, key, value = project_together(x, self.query, self.key, self.value, deterministic=deterministic)
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if context.angles is not None:
@@ -150,11 +156,11 @@ class Attention(nn.Module):
                     softcap=self.softcap,
                 )
             )
-        return self.out(out), cache
+        return self.out(out, deterministic), cache
 
-    def keys_and_values(self, source: Array) -> tuple[Array, Array]:
+    def keys_and_values(self, source: Array, deterministic: bool = True) -> tuple[Array, Array]:
         """What of a source is attended to: `[B, S, D]` to `[B, S, K, H]` twice."""
-        key, value = project_together(source, self.key, self.value)
+        key, value = project_together(source, self.key, self.value, deterministic=deterministic)
         if self.qk_norm:
             key = self.key_norm(key)
         key = constrain(key, "batch", "length", "activation_kv", None)
@@ -162,7 +168,7 @@ class Attention(nn.Module):
 
     def to_source(self, x: Array, cache: dict[str, Array] | None, context: Context, deterministic: bool) -> Array:
         """Attends from `x` `[B, T, D]` to the source, or to its keys and values in the cache; `[B, T, D]`."""
-        query = self.query(x)
+        query = self.query(x, deterministic)
         if self.qk_norm:
             query = self.query_norm(query)
         query = constrain(query, "batch", "length", "activation_heads", None)
@@ -173,7 +179,7 @@ class Attention(nn.Module):
             out = attention.heads_last(attention.attend(query, keys, values, mask, None, self.scale, self.softcap))
             return self.out(out if mask is None else attention.only_where_seen(out, mask))
         assert context.source is not None
-        key, value = self.keys_and_values(context.source)
+        key, value = self.keys_and_values(context.source, deterministic)
         out = attention.cross_attention(
             query,
             key,
@@ -186,7 +192,7 @@ class Attention(nn.Module):
             dropout_key=self._dropout_key(deterministic),
         )
         self._capture(query, key, lambda: mask, None)
-        return self.out(out)
+        return self.out(out, deterministic)
 
     def _dropout_key(self, deterministic: bool) -> Array | None:
         return None if deterministic or self.dropout_rate == 0.0 else self.make_rng("dropout")
@@ -207,7 +213,13 @@ def output_std(config: ModelConfig, encoder: bool) -> float:
 
 
 def make_attention(config: ModelConfig, *, name: str | None = None, encoder: bool = False) -> Attention:
-    """The attention of a block of the encoder, or of the decoder, or of the only stack there is."""
+    """The attention of a block of the encoder, or of the decoder, or of the only stack there is.
+
+    Args:
+      config: the model's.
+      name: `attention`, or `cross_attention` for that to a source; None = the latter, used by itself.
+      encoder: of the encoder of an encoder-decoder.
+    """
     c = config
     return Attention(
         d_model=c.d_model,
@@ -228,8 +240,15 @@ def make_attention(config: ModelConfig, *, name: str | None = None, encoder: boo
         out_init=nn.initializers.normal(output_std(c, encoder)),
         dtype=jnp.dtype(c.compute_dtype),
         param_dtype=jnp.dtype(c.param_dtype),
+        lora=c.lora,
+        path=f"{stack_name(encoder)}/{name or 'cross_attention'}",
         name=name,
     )
+
+
+def stack_name(encoder: bool) -> str:
+    """What a stack's parameters are called."""
+    return "encoder_layers" if encoder else "layers"
 
 
 class Block(nn.Module):
@@ -248,20 +267,29 @@ class Block(nn.Module):
         dtype, param_dtype = jnp.dtype(c.compute_dtype), jnp.dtype(c.param_dtype)
         kernel_init, out_init = (nn.initializers.normal(std) for std in (c.init_std, output_std(c, self.encoder)))
         attend = make_attention(c, name="attention", encoder=self.encoder)
-        mlp = Mlp(c.width_of_mlp, c.activation, c.use_bias, kernel_init, out_init, dtype, param_dtype, name="mlp")
+        path = f"{stack_name(self.encoder)}/mlp"
+        mlp = Mlp(
+            c.width_of_mlp, c.activation, c.use_bias, kernel_init, out_init, dtype, param_dtype, c.lora, path, name="mlp"
+        )
         norm = functools.partial(Norm, c.norm, c.norm_epsilon, c.use_bias, dtype, param_dtype)
         attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
         drop = nn.Dropout(c.residual_dropout, deterministic=deterministic)
         pre = c.norm_place == "pre"
 
+        def adapted(y: Array, name: str) -> Array:
+            """The hook for adapters: what a part of the block adds to the residual stream, just before it does."""
+            return Adapter(c.adapter_dim, kernel_init, dtype, name=name)(y) if c.adapter_dim else y
+
         y, cache = attend(attention_norm(x) if pre else x, cache, context, deterministic)
-        x = x + drop(y) if pre else attention_norm(x + drop(y))
+        y = adapted(drop(y), "attention_adapter")
+        x = x + y if pre else attention_norm(x + y)
         if c.encoder_layers and not self.encoder:
             to_source = make_attention(c, name="cross_attention").to_source
             cross_norm = norm(name="cross_norm")
-            y = to_source(cross_norm(x) if pre else x, cache, context, deterministic)
-            x = x + drop(y) if pre else cross_norm(x + drop(y))
-        x = x + drop(mlp(mlp_norm(x))) if pre else mlp_norm(x + drop(mlp(x)))
+            y = drop(to_source(cross_norm(x) if pre else x, cache, context, deterministic))
+            x = x + y if pre else cross_norm(x + y)
+        y = adapted(drop(mlp(mlp_norm(x) if pre else x, deterministic)), "mlp_adapter")
+        x = x + y if pre else mlp_norm(x + y)
         x = constrain(x, "batch", "length", "activation_embed")
         if self.is_mutable_collection(INTERMEDIATES):
             self.put_variable(INTERMEDIATES, "hidden", x)

@@ -2,13 +2,27 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from lm.errors import check
 from lm.models.layers import GATED
+from lm.models.lora import LoraConfig
 
 Float = Literal["float32", "bfloat16"]
+
+
+_NOT_NEGATIVE = (
+    "attention_softcap",
+    "logit_softcap",
+    "init_std",
+    "encoder_layers",
+    "token_types",
+    "n_classes",
+    "adapter_dim",
+    "prompt_len",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +127,12 @@ class ModelConfig:
     """Dropout rate on attention probabilities."""
     classifier_dropout: float = 0.0
     """Dropout rate on what the classifier reads."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank terms beside projections."""
+    adapter_dim: int = 0
+    """Width of Houlsby's adapters behind attention and feed-forward (arXiv:1902.00751); 0 = none."""
+    prompt_len: int = 0
+    """Learned vectors in front of every text (prompt tuning, arXiv:2104.08691), which count in max_len; 0 = none."""
     init_std: float = 0.02
     """Standard deviation of initial matrices and tables."""
     scale_residual_init: bool = True
@@ -160,7 +180,7 @@ class ModelConfig:
             f"model.rope_high_frequency = {self.rope_high_frequency} is not above model.rope_low_frequency ="
             f" {self.rope_low_frequency}; raise it",
         )
-        for name in ("attention_softcap", "logit_softcap", "init_std", "encoder_layers", "token_types", "n_classes"):
+        for name in _NOT_NEGATIVE:
             check(getattr(self, name) >= 0, f"model.{name} is {getattr(self, name)}; it must be 0 or more")
         for name in ("embedding_dropout", "residual_dropout", "attention_dropout", "classifier_dropout"):
             rate = getattr(self, name)
@@ -202,6 +222,35 @@ class ModelConfig:
             "model.pooling = first, and the first token of a causal model sees nothing but itself;"
             " set model.pooling to last or mean",
         )
+        check(
+            not self.prompt_len or not self.encoder_layers,
+            f"model.prompt_len = {self.prompt_len} does not go with model.encoder_layers = {self.encoder_layers};"
+            " set model.lora.rank or model.adapter_dim instead",
+        )
+        check(
+            self.prompt_len < self.max_len,
+            f"model.prompt_len = {self.prompt_len} leaves no room in model.max_len = {self.max_len}; lower it",
+        )
+        targets = [path for path in self.projections if re.fullmatch(self.lora.targets, path)]
+        check(
+            targets or not self.lora.rank,
+            f"model.lora.targets is {self.lora.targets!r} and matches none of {', '.join(self.projections)}; it is a"
+            " regular expression that matches whole paths",
+        )
+
+    @property
+    def projections(self) -> list[str]:
+        """Paths of the projections that may have a low-rank term."""
+        mlp = [f"mlp/{name}" for name in ("up", "gate", "down") if name != "gate" or self.activation in GATED]
+        own = [f"attention/{name}" for name in ("query", "key", "value", "out")]
+        crossed = [f"cross_{name}" for name in own] if self.encoder_layers else []
+        found = [f"layers/{name}" for name in own + crossed + mlp]
+        return found + ([f"encoder_layers/{name}" for name in own + mlp] if self.encoder_layers else [])
+
+    @property
+    def context(self) -> int:
+        """The longest text: `max_len` without the learned prompt."""
+        return self.max_len - self.prompt_len
 
     @property
     def kv_heads(self) -> int:

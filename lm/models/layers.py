@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import struct
 
+from lm.models.lora import OFF, LoraConfig
 from lm.sharding import constrain, is_split
 
 Array = jax.Array
@@ -36,6 +38,34 @@ def partitioned(init: Initializer, names: Sequence[str | None]) -> Initializer:
     return nn.with_logical_partitioning(init, tuple(names))
 
 
+@struct.dataclass
+class Weights:
+    """What a projection multiplies with, as matrices in the compute dtype."""
+
+    kernel: Array
+    """`[in, out]`."""
+    bias: Array | None
+    """`[out]`."""
+    low_rank: tuple[Array, Array] | None
+    """`[in, r]` and, scaled, `[r, out]`: a term beside the kernel, which is never added to it here."""
+
+
+def project(rows: Array, weights: Weights, low_rank_rows: Array) -> Array:
+    """`rows @ kernel + bias`, and with a low-rank term `low_rank_rows @ A @ B`: `[rows, in]` twice to `[rows, out]`."""
+    y = rows @ weights.kernel
+    if weights.bias is not None:
+        y = y + weights.bias
+    return add_low_rank(y, weights, low_rank_rows)
+
+
+def add_low_rank(y: Array, weights: Weights, rows: Array) -> Array:
+    """`y` `[rows, out]` and what the low-rank term, if there is one, makes of `rows` `[rows, in]`."""
+    if weights.low_rank is None:
+        return y
+    a, b = weights.low_rank
+    return y + (rows @ a) @ b
+
+
 class Dense(nn.Module):
     """A linear map over the trailing `n_in` axes of its input, onto `features`.
 
@@ -50,42 +80,77 @@ class Dense(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     n_in: int = 1
+    lora: LoraConfig = OFF
 
     @nn.compact
-    def weights(self, in_shape: tuple[int, ...]) -> tuple[Array, Array | None]:
-        """The kernel as a matrix `[in, out]` and the bias `[out]`, in the compute dtype."""
+    def weights(self, in_shape: tuple[int, ...]) -> Weights:
+        """The parameters, for inputs of this shape."""
         init = partitioned(self.kernel_init, self.axes)
         kernel = self.param("kernel", init, (*in_shape, *self.features), self.param_dtype).astype(self.dtype)
         bias = None
         if self.use_bias:
             init = partitioned(nn.initializers.zeros, self.axes[self.n_in :])
             bias = self.param("bias", init, self.features, self.param_dtype).astype(self.dtype).reshape(-1)
-        return kernel.reshape(math.prod(in_shape), math.prod(self.features)), bias
+        low_rank = None
+        if rank := self.lora.rank:
+            # As the authors' code draws A: uniform in +-1 / sqrt(in). B is 0, so that training begins with the base.
+            a_init = nn.initializers.variance_scaling(
+                1 / 3, "fan_in", "uniform", in_axis=range(len(in_shape)), out_axis=-1
+            )
+            a = Factor((*in_shape, rank), (*self.axes[: self.n_in], None), a_init, name="lora_a")()
+            b = Factor((rank, *self.features), (None, *self.axes[self.n_in :]), nn.initializers.zeros, name="lora_b")()
+            b = b * self.lora.scale
+            low_rank = (a.reshape(-1, rank).astype(self.dtype), b.reshape(rank, -1).astype(self.dtype))
+        return Weights(kernel.reshape(math.prod(in_shape), math.prod(self.features)), bias, low_rank)
 
-    def __call__(self, x: Array) -> Array:
+    def low_rank_rows(self, rows: Array, deterministic: bool) -> Array:
+        """What the low-rank term reads: `rows` after dropout."""
+        rate = self.lora.dropout
+        if not self.lora.rank or rate == 0.0 or deterministic:
+            return rows
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, rows.shape)
+        return jnp.where(keep, rows / (1.0 - rate), 0.0).astype(rows.dtype)
+
+    def __call__(self, x: Array, deterministic: bool = True) -> Array:
         """`[..., *in]` to `[..., *features]`."""
         lead, in_shape = x.shape[: -self.n_in], x.shape[-self.n_in :]
-        kernel, bias = self.weights(in_shape)
-        y = x.astype(self.dtype).reshape(math.prod(lead), math.prod(in_shape)) @ kernel
-        if bias is not None:
-            y = y + bias
+        weights = self.weights(in_shape)
+        rows = x.astype(self.dtype).reshape(math.prod(lead), math.prod(in_shape))
+        y = project(rows, weights, self.low_rank_rows(rows, deterministic))
         return y.reshape(*lead, *self.features)
 
 
-def project_together(x: Array, *projections: Dense) -> list[Array]:
+class Factor(nn.Module):
+    """One of the two matrices of a low-rank term, float32 whatever the precision of the base is."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    kernel_init: Initializer
+
+    @nn.compact
+    def __call__(self) -> Array:
+        """The matrix."""
+        return self.param("kernel", partitioned(self.kernel_init, self.axes), self.shape, jnp.float32)
+
+
+def project_together(x: Array, *projections: Dense, deterministic: bool = True) -> list[Array]:
     """`[projection(x) for projection in projections]` as one matrix product, which is faster than several.
 
     Where features are split over devices the products stay apart: joining split matrices would move them around.
     """
     if is_split("heads"):
-        return [projection(x) for projection in projections]
-    kernels, biases = zip(*(projection.weights(x.shape[-1:]) for projection in projections))
+        return [projection(x, deterministic) for projection in projections]
+    weights = [projection.weights(x.shape[-1:]) for projection in projections]
     first = projections[0]
-    y = x.astype(first.dtype).reshape(-1, x.shape[-1]) @ jnp.concatenate(kernels, axis=1)
+    rows = x.astype(first.dtype).reshape(-1, x.shape[-1])
+    y = rows @ jnp.concatenate([one.kernel for one in weights], axis=1)
     if first.use_bias:
-        y = y + jnp.concatenate(biases)
-    ends = itertools.accumulate(kernel.shape[1] for kernel in kernels)
-    parts = jnp.split(y, list(ends)[:-1], axis=1)
+        y = y + jnp.concatenate([one.bias for one in weights])
+    ends = itertools.accumulate(one.kernel.shape[1] for one in weights)
+    parts = [
+        add_low_rank(part, one, projection.low_rank_rows(rows, deterministic))
+        for part, one, projection in zip(jnp.split(y, list(ends)[:-1], axis=1), weights, projections)
+    ]
     return [part.reshape(*x.shape[:-1], *projection.features) for part, projection in zip(parts, projections)]
 
 
@@ -175,22 +240,46 @@ class Mlp(nn.Module):
     out_init: Initializer
     dtype: jnp.dtype
     param_dtype: jnp.dtype
+    lora: LoraConfig = OFF
+    path: str = "mlp"
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, deterministic: bool = True) -> Array:
         """`[B, T, D]` to `[B, T, D]`."""
 
-        def project(name: str, features: int, axes: tuple[str, str], init: Initializer) -> Dense:
-            return Dense((features,), axes, self.use_bias, init, self.dtype, self.param_dtype, name=name)
+        def dense(name: str, x: Array, features: int, axes: tuple[str, str], init: Initializer) -> Array:
+            lora = self.lora.at(f"{self.path}/{name}")
+            made = Dense((features,), axes, self.use_bias, init, self.dtype, self.param_dtype, lora=lora, name=name)
+            return made(x, deterministic)
 
-        hidden = project("up", self.d_ff, ("embed", "mlp"), self.kernel_init)(x)
+        hidden = dense("up", x, self.d_ff, ("embed", "mlp"), self.kernel_init)
         if self.activation in GATED:
-            gate = project("gate", self.d_ff, ("embed", "mlp"), self.kernel_init)(x)
+            gate = dense("gate", x, self.d_ff, ("embed", "mlp"), self.kernel_init)
             hidden = ACTIVATIONS[GATED[self.activation]](gate) * hidden
         else:
             hidden = ACTIVATIONS[self.activation](hidden)
         hidden = constrain(hidden, "batch", "length", "activation_mlp")
-        return project("down", x.shape[-1], ("mlp", "embed"), self.out_init)(hidden)
+        return dense("down", hidden, x.shape[-1], ("mlp", "embed"), self.out_init)
+
+
+class Adapter(nn.Module):
+    """A bottleneck with a residual sum, `x + up(gelu(down(x)))` (arXiv:1902.00751, figure 2); float32 parameters.
+
+    `up` is 0 at first, so that training begins with the model as it was.
+    """
+
+    width: int
+    kernel_init: Initializer
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[B, T, D]` to `[B, T, D]`."""
+        f32 = jnp.dtype("float32")
+        down = Dense((self.width,), ("embed", None), True, self.kernel_init, self.dtype, f32, name="down")
+        zeros = nn.initializers.zeros
+        up = Dense((x.shape[-1],), (None, "embed"), True, zeros, self.dtype, f32, name="up")
+        return x + up(ACTIVATIONS["gelu"](down(x)))
 
 
 def sinusoidal(positions: Array, d_model: int) -> Array:

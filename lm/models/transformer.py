@@ -55,6 +55,8 @@ class Transformer(nn.Module):
             return RelativeBias(c.relative_buckets, c.relative_distance, c.n_heads, both_sides, init, param_dtype)
 
         self.embed = table(c.vocab_size, "vocab")
+        if c.prompt_len:
+            self.prompt = Embed(c.prompt_len, c.d_model, (None, "embed"), init, dtype, jnp.dtype("float32"))
         if c.positions == "learned":
             self.position_embed = table(c.max_len)
         if c.positions == "relative":
@@ -165,9 +167,17 @@ class Transformer(nn.Module):
         if cache is not None:
             check(c.mask != "bidirectional", "a model that sees both sides (model.mask) can't decode token by token")
         reach = None if cache is None else cache["key"].shape[-2]
-        x, context = self.embedded(tokens, positions, deterministic, types=types, reach=reach)
+        check(cache is None or not c.prompt_len, "a learned prompt is read into a cache by lm.generate alone")
+        prompted = c.prompt_len
+        x, context = self.embedded(tokens, positions, deterministic, types=types, reach=reach, prompted=prompted > 0)
         if self.is_mutable_collection(INTERMEDIATES):
             self.put_variable(INTERMEDIATES, "embedded", x)
+        if prompted:
+            if segments is not None:  # a row holds one text: the prompt is of its segment
+                segments = jnp.pad(segments, ((0, 0), (prompted, 0)), mode="edge")
+            if c.mask == "prefix":
+                prefix = jnp.zeros_like(tokens) if prefix is None else prefix
+                prefix = jnp.pad(prefix, ((0, 0), (prompted, 0)), constant_values=1)
         context = dataclasses.replace(
             context,
             segments=segments,
@@ -177,7 +187,7 @@ class Transformer(nn.Module):
             cache_at=cache_at,
         )
         x, cache = self.layers(x, cache, context, deterministic)
-        return self.normed(x), cache
+        return self.normed(x[:, prompted:]), cache
 
     def embedded(
         self,
@@ -188,6 +198,7 @@ class Transformer(nn.Module):
         types: Array | None = None,
         reach: int | None = None,
         encoder: bool = False,
+        prompted: bool = False,
     ) -> tuple[Array, Context]:
         """What the first layer reads, and what all layers do of positions.
 
@@ -198,15 +209,17 @@ class Transformer(nn.Module):
           types: as in `hidden`.
           reach: the slots of a cache: relative positions are needed that far; None = the tokens given.
           encoder: of the encoder of an encoder-decoder.
+          prompted: put the learned prompt in front; the tokens' positions begin behind it in any case.
 
         Returns:
-          `[B, T, D]`, and a `Context` with `angles` and `distance_bias` alone.
+          `[B, T, D]`, or `[B, prompt_len + T, D]` with the prompt, and a `Context` with `angles` and `distance_bias` alone.
         """
         c = self.config
-        T = tokens.shape[1]
+        B, T = tokens.shape
         check(
-            c.positions != "learned" or c.max_len >= T,
-            f"{T} tokens in a row, and model.max_len is {c.max_len}: learned positions know no more;"
+            c.positions != "learned" or c.context >= T,
+            f"{T} tokens in a row, and model.max_len is {c.max_len}"
+            f"{f' with a prompt of {c.prompt_len}' if c.prompt_len else ''}: learned positions know no more;"
             " shorten the rows, or train with a longer max_len",
         )
         if positions is None:
@@ -214,6 +227,15 @@ class Transformer(nn.Module):
         x = (self.encoder_embed if encoder and not c.share_embeddings else self.embed)(tokens)
         if c.scale_embeddings:
             x = x * c.d_model**0.5
+        if c.prompt_len:
+            positions = positions + c.prompt_len
+        if prompted:
+            before = jnp.arange(c.prompt_len, dtype=jnp.int32)
+            prompt = jnp.broadcast_to(self.prompt(before), (B, c.prompt_len, c.d_model))
+            x = jnp.concatenate([prompt.astype(x.dtype), x], axis=1)
+            before = jnp.broadcast_to(before, (positions.shape[0], c.prompt_len))
+            positions = jnp.concatenate([before, positions], axis=1)
+            types = None if types is None else jnp.pad(types, ((0, 0), (c.prompt_len, 0)))
         context = Context()
         if c.positions == "learned":
             x = x + (self.encoder_position_embed if encoder else self.position_embed)(positions)
@@ -224,9 +246,9 @@ class Transformer(nn.Module):
             context = Context(angles=angles)
         elif c.positions == "relative":
             bias = self.encoder_relative_bias if encoder else self.relative_bias
-            context = Context(distance_bias=bias(reach or T))
+            context = Context(distance_bias=bias(reach or x.shape[1]))
         if c.token_types:
-            x = x + self.type_embed(jnp.zeros_like(tokens) if types is None else types)
+            x = x + self.type_embed(jnp.zeros(x.shape[:2], jnp.int32) if types is None else types)
         if c.embedding_norm:
             x = (self.encoder_embedding_norm if encoder else self.embedding_norm)(x)
         x = (self.encoder_embedding_drop if encoder else self.embedding_drop)(x, deterministic=deterministic)

@@ -87,7 +87,7 @@ def embed(
     config, tokenizer = trained.model.config, trained.tokenizer
     check(not config.encoder_layers, "the run is an encoder-decoder, which has no vector for a text; use another model")
     begin = [tokenizer.bos_id] if config.mask == "bidirectional" else []
-    room = config.max_len - len(begin) - 1
+    room = config.context - len(begin) - 1
     rows = [[*begin, *tokenizer.encode(text)[:room], tokenizer.eos_id] for text in texts]
 
     @jax.jit
@@ -100,7 +100,7 @@ def embed(
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
         # Lengths in powers of two, so that few programs are compiled.
-        length = min(config.max_len, 1 << (len(rows[chosen[-1]]) - 1).bit_length())
+        length = min(config.context, 1 << (len(rows[chosen[-1]]) - 1).bit_length())
         tokens, segments = np.zeros((2, batch_size, length), np.int32)
         for row, i in enumerate(chosen):
             tokens[row, : len(rows[i])], segments[row, : len(rows[i])] = rows[i], 1
