@@ -24,6 +24,7 @@ LEVELS = {
     "lm.generate": 3,
     "lm.hf": 3,
     "lm.interpret": 3,
+    "lm.vocabulary": 3,
     "lm.tasks": 4,
     "lm.evaluate": 5,
     "lm.train": 5,

@@ -14,18 +14,11 @@ import numpy as np
 
 from lm.text.segment import JiebaSegmenter
 from lm.text.sentences import is_unspaced
-from lm.text.tokenizer import ByteTokenizer, SegmentedTokenizer, Tokenizer
+from lm.text.spelling import spelling_of, surface
+from lm.text.tokenizer import Tokenizer
 
 _HAN = re.compile(r"[〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]{2,}")
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_SENTENCEPIECE_SPACE = "\u2581"
 _BREAK = b"\0"  # stands where no word goes on
-
-# GPT-2's letters for bytes: printable bytes stand for themselves, the others for letters from U+0100 on.
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
-    chr(0x100 + i): byte for i, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))
-}
 
 # Bytes within a character, as they are when the others are in another token.
 _CONTINUATIONS = "".join(map(chr, range(0xDC80, 0xDCC0)))
@@ -51,11 +44,11 @@ class WordStarts:
 
     def __init__(self, tokenizer: Tokenizer, *, words: Literal["pieces", "jieba"] = "pieces"):
         pieces = [tokenizer.id_to_piece(i) for i in range(tokenizer.vocab_size)]
-        kind = _kind(tokenizer, pieces)
+        kind = spelling_of(tokenizer, pieces)
         fixed = {*tokenizer.special_tokens.values(), tokenizer.unk_id}
-        self._surfaces = [_BREAK if i in fixed else _surface(piece, kind) for i, piece in enumerate(pieces)]
+        self._surfaces = [_BREAK if i in fixed else surface(piece, kind) for i, piece in enumerate(pieces)]
         self._surfaces.append(_BREAK)  # -1: no token
-        texts = [surface.decode("utf-8", errors="surrogateescape") or "\0" for surface in self._surfaces]
+        texts = [one.decode("utf-8", errors="surrogateescape") or "\0" for one in self._surfaces]
         self._first = np.array([_class_of(text[0]) for text in texts], np.int8)
         self._last = np.array([_class_of(text.rstrip(_CONTINUATIONS)[-1:] or text[-1]) for text in texts], np.int8)
         self._joined: np.ndarray | None = None
@@ -104,33 +97,6 @@ def word_starts(
 ) -> np.ndarray:
     """Where words begin: bool like `tokens`, integers [N, T]. For many batches, keep a `WordStarts`."""
     return WordStarts(tokenizer, words=words)(tokens)
-
-
-def _kind(tokenizer: Tokenizer, pieces: list[str]) -> str:
-    """How pieces are spelled: `bytes` (GPT-2's letters), `wordpiece`, `words`, or `text`."""
-    kind = getattr(tokenizer, "kind", "")
-    if isinstance(tokenizer, SegmentedTokenizer) or kind == "word":
-        return "words"
-    if isinstance(tokenizer, ByteTokenizer):
-        return "text"
-    if set(_BYTE_OF) <= set(pieces):
-        return "bytes"
-    if kind == "wordpiece" or (kind == "hf" and any(re.match(r"##\w", piece) for piece in pieces)):
-        return "wordpiece"
-    return "text"
-
-
-def _surface(piece: str, kind: str) -> bytes:
-    """The bytes of text that a piece stands for."""
-    if kind == "bytes":
-        return bytes(_BYTE_OF[c] for c in piece) if all(c in _BYTE_OF for c in piece) else piece.encode()
-    if kind == "wordpiece":
-        return piece.removeprefix("##").encode() if piece != "##" else b"##"
-    if kind == "text":
-        if found := _BYTE.fullmatch(piece):
-            return bytes([int(found[1], 16)])
-        return piece.replace(_SENTENCEPIECE_SPACE, " ").encode()
-    return piece.encode()
 
 
 def _class_of(character: str) -> int:
