@@ -85,6 +85,17 @@ def test_chinese_characters_begin_nothing_with_a_space():
     assert origin(chinese, character, "天") == ["天"]
 
 
+def test_of_two_pieces_for_a_chinese_character_the_one_that_text_becomes_counts(tmp_path):
+    """`##天` is in BERT's vocabularies and in no text, as Chinese characters are words of their own there."""
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n##天\n天\n##s\n", encoding="utf-8")
+    wordpiece = open_file(str(tmp_path / "vocab.txt"))
+    assert wordpiece.encode("明天天") == [0, 4, 4]
+    assert origin(wordpiece, trained("char"), "天") == ["天"]
+    other = open_file(str(tmp_path / "vocab.txt"), lowercase=True)
+    assert other.fingerprint() != wordpiece.fingerprint()
+    assert origin(wordpiece, other, "天", "##天", "##s") == ["天", "##天", "##s"]
+
+
 def test_where_a_vocabulary_has_a_byte_and_a_piece_of_one_text_the_piece_counts():
     spm = trained("sentencepiece-bpe")
     assert origin(spm, ByteTokenizer(), "a", "<0x20>", "<0x0A>") == ["a", "▁", "<0x0A>"]
