@@ -27,6 +27,8 @@ from lm.records import RunDirectory
 from lm.run.datasets import AnyDataset, dataset_of, maker, split_batches, split_text, store_batches
 from lm.sharding import MeshConfig, make_mesh
 from lm.tasks.base import AnsweringTask
+from lm.text.chat import Chat
+from lm.text.template import Message
 from lm.text.tokenizer import Tokenizer, load_tokenizer
 from lm.train import abstract_params
 
@@ -47,13 +49,30 @@ class Trained:
     model: Transformer
     params: Any
     step: int
+    before: tuple[Message, ...] | None = None
+    """What was said before a prompt, which is then a user's turn; None = nothing, and a turn only where the run
+    learned from conversations (task instruction)."""
+
+    @functools.cached_property
+    def chat(self) -> Chat | None:
+        """How prompts become conversations; None where they are texts to go on from."""
+        talks = self.before is not None or self.experiment.task.kind == "instruction"
+        return Chat(self.tokenizer) if talks else None
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends what it writes."""
+        return self.tokenizer.eos_id if self.chat is None else self.chat.end_id
 
     def prompt_ids(self, text: str) -> list[int]:
         """A prompt as documents begin in training: packed documents after bos; in a stream, after the eos before them.
 
         In a stream, where text is cut anywhere, only a prompt without text must begin at a document's begin. Sources
-        have an end: of an encoder-decoder that is all, a decoder alone begins them as a document.
+        have an end: of an encoder-decoder that is all, a decoder alone begins them as a document. Of a conversation it
+        is the user's turn, and what comes before the answer.
         """
+        if self.chat is not None:
+            return self.chat.prompt([*(self.before or ()), Message("user", text)])
         ids = self.tokenizer.encode(text)
         if self.model.config.encoder_layers:
             return [*ids, self.tokenizer.eos_id]
