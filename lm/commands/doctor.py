@@ -16,6 +16,7 @@ from lm.errors import check
 REQUIRED = {
     "jax": "",
     "jaxlib": "",
+    "jinja2": "",
     "flax": "",
     "optax": "",
     "orbax-checkpoint": "orbax.checkpoint",

@@ -17,6 +17,7 @@ from lm.commands.shared import RunArgument, open_console
 from lm.errors import UserError, check
 from lm.generate import SamplingConfig
 from lm.generate.texts import as_json, check_output, make_generator, one_line, read_prompts, write_lines
+from lm.text.template import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,11 @@ class GenerateArguments:
     (and \\\\ for a backslash), or to a .jsonl file what --json tells; None = on the terminal."""
     batch_size: int = 32
     """Prompts of --file at a time; changes how fast it goes and how much memory it takes."""
+    chat: bool = False
+    """Prompts are a user's turns, written by the chat template that came with the tokenizer; without being asked in a
+    run of task instruction."""
+    system: str | None = None
+    """What the system's turn before each prompt says; with --chat, or a run of task instruction."""
     checkpoint: str = "best"
     """best (by validation loss), latest, or a step."""
     json: bool = False
@@ -56,19 +62,24 @@ def run(arguments: list[str]) -> int:
         asked.batch_size == GenerateArguments.batch_size, "--batch-size goes with --file; all prompts go at once here"
     )
     open_console()
-    trained = runs.load(asked.run, runs.inference_mesh(), asked.checkpoint)
+    trained = _load(asked)
     tokenizer = trained.tokenizer
     if asked.prompt_ids:
         ids = [_parse_ids(text, tokenizer.vocab_size) for text in asked.prompt_ids]
         texts = [tokenizer.decode(row) for row in ids]
     else:
+        check(
+            asked.prompt or trained.chat is None,
+            f"{asked.run} answers in conversations; give what the user says with --prompt",
+        )
         texts = list(asked.prompt) or [""]
         ids = [trained.prompt_ids(text) for text in texts]
     generator = make_generator(trained)  # a model that writes nothing is told before a word is shown
     n_best = asked.sampling.n_best
     stream = not asked.json and len(ids) == n_best == 1
     # A source is not what the text begins with: the text stands alone, or below it.
-    goes_on = not trained.model.config.encoder_layers and trained.experiment.task.kind != "seq2seq"
+    source = trained.model.config.encoder_layers or trained.experiment.task.kind == "seq2seq"
+    goes_on = not (source or trained.chat)
     if stream and goes_on:
         _write(texts[0])
     results = generator.generate(
@@ -98,6 +109,22 @@ def run(arguments: list[str]) -> int:
     return DONE
 
 
+def _load(asked: GenerateArguments) -> runs.Trained:
+    """The run, its prompts turns of a conversation where that is asked for."""
+    trained = runs.load(asked.run, runs.inference_mesh(), asked.checkpoint)
+    talks = asked.chat or trained.chat is not None
+    check(
+        asked.system is None or talks,
+        f"--system goes with conversations, and {asked.run} goes on from texts; add --chat, or leave it out",
+    )
+    check(
+        not (asked.chat and trained.model.config.encoder_layers),
+        "--chat is for decoders, and the model is an encoder-decoder; leave it out",
+    )
+    before = () if asked.system is None else (Message("system", asked.system),)
+    return dataclasses.replace(trained, before=before) if talks else trained
+
+
 def _run_file(asked: GenerateArguments, path: Path) -> int:
     """Prompts from a file, texts to another or to the terminal; the run's samples.jsonl does not get them."""
     check(asked.batch_size >= 1, f"--batch-size is {asked.batch_size}; it must be at least 1")
@@ -112,7 +139,7 @@ def _run_file(asked: GenerateArguments, path: Path) -> int:
         check_output(asked.output, "--output")
     console = open_console()
     with console.status("generating") as status:
-        trained = runs.load(asked.run, runs.inference_mesh(), asked.checkpoint)
+        trained = _load(asked)
         generator = make_generator(trained)
         prompts = [trained.prompt_ids(text) for text in texts]
         generator.check_prompts(prompts, lambda index: f"{path}, line {index + 1}")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from dataclasses import field as field_of  # DataConfig has a field of that name
 from typing import Literal
 
+from lm.text.chat import ChatConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureConfig:
@@ -43,6 +45,9 @@ class DataConfig:
     fields: tuple[str, ...] = ()
     """Two or more fields or columns that make the parts of a document, in place of `field`: the source and the target
     of a translation, or a pair of sentences."""
+    chat: ChatConfig = field_of(default_factory=ChatConfig)
+    """Documents that are conversations: two `fields` of what is asked and answered, or a `field` with a list of
+    messages, each of them an object with `role` (system, user or assistant) and `content`."""
     label_field: str | None = None
     """The field or column with the class of a document."""
     labels: tuple[str, ...] = ()

@@ -300,12 +300,26 @@ def _pack_documents(document_offsets: np.ndarray, seq_len: int, stride: int) -> 
     starts = _piece_starts(document_offsets, seq_len, stride)
     document = np.searchsorted(document_offsets, starts, side="right") - 1
     lengths = np.minimum(document_offsets[document + 1] - starts, seq_len)
-    bins, n_bins = pack(lengths, seq_len)
+    offsets, order = pack_rows(lengths, seq_len)
+    return offsets, starts[order]
+
+
+def pack_rows(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Examples of pieces that `pack` puts together.
+
+    Args:
+      lengths: integers [n] in `[1, capacity]`.
+      capacity: what one example holds.
+
+    Returns:
+      Where the pieces of each example begin among all, int64 [n_examples + 1], and the pieces by example, in their
+      order inside: int64 [n].
+    """
+    bins, n_bins = pack(lengths, capacity)
     # Bins come out longest piece first. Shuffle them, so that the first few of an evaluation are a fair sample.
     bins = permute(np.arange(n_bins), n_bins, seed=0)[bins] if n_bins else bins
-    starts = starts[np.argsort(bins, kind="stable")]  # by example, and in document order inside
     offsets = np.concatenate([[0], np.cumsum(np.bincount(bins, minlength=n_bins))]).astype(np.int64)
-    return offsets, starts
+    return offsets, np.argsort(bins, kind="stable")
 
 
 def _save_atomically(path: Path, array: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from lm.text.dedup import DedupConfig
 from lm.text.normalize import is_blank
 from lm.text.scripts import HAN, KANA, SOUTHEAST_ASIAN
 from lm.text.sentences import Sentences, combining_marks
+from lm.text.template import ROLES, Message
 
 SEPARATOR = "\x1d"  # the ASCII group separator
 _QUESTIONS = "squad:"
@@ -37,6 +38,15 @@ def check_parts(data: DataConfig, dedup: DedupConfig, augment: AugmentConfig, cl
     check(
         len(data.fields) != 1,
         f"data.fields is {data.fields}; it names two or more columns, and data.field names a single one",
+    )
+    check(
+        not (is_chat(data) and data.sentences),
+        "data.sentences makes sentences the parts of a document, and those of data.chat are messages; leave one out",
+    )
+    check(
+        not is_chat(data) or len(data.fields) in (0, 2),
+        f"data.chat takes two columns, what is asked and what is answered, and data.fields names {len(data.fields)};"
+        " name two, or with data.field one column of messages",
     )
     twice = [name for name in data.fields if data.fields.count(name) > 1]
     check(not twice, f"data.fields names {twice[:1]} twice; each column makes one part")
@@ -85,7 +95,40 @@ def join_parts(texts: Iterable[str]) -> str:
 
 def is_joined(data: DataConfig) -> bool:
     """Whether documents are parts with separators between them; in all others a separator is a character like any."""
-    return bool(data.fields) or data.source.startswith("parallel:") or asks_questions(data)
+    return bool(data.fields) or data.source.startswith("parallel:") or asks_questions(data) or is_chat(data)
+
+
+def is_chat(data: DataConfig) -> bool:
+    """Whether documents are conversations."""
+    return data.chat.template is not None
+
+
+def join_messages(messages: Iterable[Message]) -> str:
+    """A conversation as one text: the first letters of the roles, then what is said, as parts."""
+    messages = tuple(messages)
+    return join_parts(["".join(message.role[0] for message in messages), *(message.content for message in messages)])
+
+
+def split_messages(text: str) -> list[Message]:
+    """What `join_messages` joined."""
+    letters, *contents = text.split(SEPARATOR)
+    roles = {role[0]: role for role in ROLES}
+    return [Message(roles[letter], content) for letter, content in zip(letters, contents, strict=True)]
+
+
+def clean_messages(cleaner: Cleaner, text: str) -> str | None:
+    """Cleans every message of a joined conversation, as `clean_parts`; that of the system may have nothing."""
+    cleaned = []
+    for message in split_messages(text):
+        if message.content or message.role != "system":
+            found = cleaner(message.content)
+            if found is None:
+                return None
+            if is_blank(found) and message.role != "system":
+                return ""
+            message = message._replace(content=found)
+        cleaned.append(message)
+    return join_messages(cleaned)
 
 
 def clean_parts(cleaner: Cleaner, text: str) -> str | None:
@@ -101,8 +144,10 @@ def clean_parts(cleaner: Cleaner, text: str) -> str | None:
     return SEPARATOR.join(cleaned)
 
 
-def as_one_text(text: str) -> str:
-    """Joined parts for what knows none: tokenizer training, statistics, people."""
+def as_one_text(text: str, *, chat: bool = False) -> str:
+    """Joined parts, or the messages of a conversation, for what knows none: tokenizer training, statistics, people."""
+    if chat:
+        text = text.partition(SEPARATOR)[2]
     return text.replace(SEPARATOR, "\n")
 
 

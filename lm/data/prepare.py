@@ -35,7 +35,7 @@ from lm.data.manifest import (
     load_manifest,
     save_manifest,
 )
-from lm.data.parts import as_one_text, check_parts, is_joined, sorted_labels
+from lm.data.parts import as_one_text, check_parts, is_chat, is_joined, sorted_labels
 from lm.data.preparation import REPORT_FILE, duplicates_report, reading_report, split_report
 from lm.data.runners import RunnerConfig, Task, check_runner_config, run_tasks, whole_output
 from lm.data.sources import (
@@ -56,9 +56,11 @@ from lm.data.stages import (
 from lm.data.writer import finish_dataset
 from lm.errors import UserError, check
 from lm.text.augment import AugmentConfig, augment_fingerprint, check_augment_config
+from lm.text.chat import check_chat_config, template_for
 from lm.text.clean import RULES, CleanConfig, check_clean_config
 from lm.text.dedup import DedupConfig, check_dedup_config
 from lm.text.filters import read_blocked_words
+from lm.text.template import ChatTemplate
 from lm.text.tokenizer import (
     Tokenizer,
     TokenizerConfig,
@@ -157,6 +159,7 @@ def prepare(
     _check_root(data)
     # A tokenizer that is brought along shapes the dataset as much as the text does.
     brought = None if is_trained(tokenizer) else train_tokenizer(tokenizer, ())
+    check_chat_config(data.chat, brought)
     seen = _modified(sources)
     files = _fingerprint_sources(sources, report)
     fingerprint = _fingerprint(settings, brought, files)
@@ -289,6 +292,8 @@ def _fingerprint(settings: _Settings, brought: Tokenizer | None, files: dict[str
     if data.licence:
         shape["licence"] = data.licence
     shape["tokenizer"] = brought.fingerprint() if brought else shaping_settings(settings.tokenizer)
+    if brought is not None and (template := template_for(data.chat, brought)) is not None:
+        shape["chat_template"] = [template.source, dict(template.tokens)]
     shape["clean"] = _clean_shape(settings.clean)
     dedup = settings.dedup
     shape["dedup"] = dataclasses.asdict(dedup) if dedup.exact or dedup.near or dedup.lines else {}
@@ -319,7 +324,9 @@ def _build(
 ) -> None:
     """Makes the whole dataset in `space.result`; whatever is there from an interrupted attempt is used."""
     units = space.work / "units"
-    run_tasks(_reading_tasks(units, settings, sources), runner, lambda done, total: report("read", done, total))
+    template = template_for(settings.data.chat, brought) if brought is not None else None
+    reading_tasks = _reading_tasks(units, settings, sources, template)
+    run_tasks(reading_tasks, runner, lambda done, total: report("read", done, total))
     corpus = Corpus(units)
     found = remove_duplicates(space.work, corpus, settings.dedup, runner, report)
     _check_training_split(found.fate, corpus, settings.data)
@@ -389,7 +396,9 @@ def _shaping(settings: Any) -> dict[str, Any]:
     )
 
 
-def _reading_tasks(units: Path, settings: _Settings, sources: dict[str, Source]) -> list[Task]:
+def _reading_tasks(
+    units: Path, settings: _Settings, sources: dict[str, Source], template: ChatTemplate | None
+) -> list[Task]:
     total = sum(_size(path) for source in sources.values() for _, path in source.files())
     target = max(_UNIT_BYTES, total // _MOST_PIECES)
     tasks: list[Task] = []
@@ -405,6 +414,7 @@ def _reading_tasks(units: Path, settings: _Settings, sources: dict[str, Source])
                     data=settings.data,
                     clean=settings.clean,
                     dedup=settings.dedup,
+                    template=template,
                 )
             )
     return tasks
@@ -452,20 +462,22 @@ def _tokenizer(
     """The tokenizer, saved in `folder`; trained on the training split as it will be written, without copies."""
     if not folder.exists():
         tokenizer = brought or train_tokenizer(settings.tokenizer, _training_texts(settings, corpus, found, report))
+        # A dataset of conversations remembers how they were written, for whoever goes on with them.
+        tokenizer.chat_template = template_for(settings.data.chat, tokenizer) or tokenizer.chat_template
         with whole_output(folder) as part:
             tokenizer.save(part)
     return load_tokenizer(folder)
 
 
 def _training_texts(settings: _Settings, corpus: Corpus, found: Found, report: Progress) -> Iterator[str]:
-    joined = is_joined(settings.data)
+    joined, chat = is_joined(settings.data), is_chat(settings.data)
     done, total = 0, 0
     for unit, offset in zip(corpus.units, corpus.offsets):
         total += int(unit.sizes()[found.fate[offset : offset + len(unit)] == split_code("train")].sum())
     total = min(total, settings.tokenizer.training_bytes)
     for ordinal, _, text in corpus.documents(0, len(corpus)):
         if found.fate[ordinal] == split_code("train"):
-            yield as_one_text(text) if joined else text
+            yield as_one_text(text, chat=chat) if joined else text
             done += len(text.encode("utf-8"))
             report("train tokenizer", min(done, total), total)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -25,14 +26,27 @@ import numpy as np
 from lm.data.config import DataConfig
 from lm.data.corpus import Corpus, UnitWriter, save_array, split_code
 from lm.data.manifest import TOKENIZER_FOLDER
-from lm.data.parts import MOST_LABELS, PartCutter, as_one_text, asks_questions, clean_parts, has_parts, is_joined
+from lm.data.parts import (
+    MOST_LABELS,
+    PartCutter,
+    as_one_text,
+    asks_questions,
+    clean_messages,
+    clean_parts,
+    has_parts,
+    is_chat,
+    is_joined,
+    split_messages,
+)
 from lm.data.runners import whole_file, whole_output
 from lm.data.sources import Unit as SourceUnit
 from lm.data.sources import open_source
+from lm.data.sources.base import BAD_CHAT
 from lm.data.statistics import Statistics
 from lm.data.writer import DOCUMENT_COLUMNS, Shard, ShardWriter, shard_path
-from lm.errors import check
+from lm.errors import UserError, check
 from lm.text.augment import AugmentConfig, Augmenter
+from lm.text.chat import Chat
 from lm.text.clean import CleanConfig, Cleaner
 from lm.text.dedup import (
     DedupConfig,
@@ -47,6 +61,7 @@ from lm.text.dedup import (
     without_lines,
 )
 from lm.text.normalize import is_blank
+from lm.text.template import ChatTemplate
 from lm.text.tokenizer import load_tokenizer
 
 REMOVED = 255
@@ -69,12 +84,15 @@ class ReadUnit:
     data: DataConfig
     clean: CleanConfig
     dedup: DedupConfig
+    template: ChatTemplate | None = None
+    """What will write the conversations, where it is known already; those that it refuses are problems."""
 
     def __call__(self) -> None:
         """Makes a folder that `lm.data.corpus.Unit` reads."""
         source = open_source(self.form, self.data)
         cleaner = Cleaner(self.clean)
-        joined = is_joined(self.data)
+        joined, chat = is_joined(self.data), is_chat(self.data)
+        cleaned = functools.partial(clean_messages if chat else clean_parts, cleaner) if joined else cleaner
         counts = {"read": 0, "empty": 0, "dropped": 0}
         keys: list[str] = []
         texts: list[str] = []
@@ -99,9 +117,16 @@ class ReadUnit:
                 for document in source.read(self.unit):
                     counts["read"] += 1
                     split = split_of(document.group or document.text, self.data) if self.role == "source" else self.role
-                    text = clean_parts(cleaner, document.text) if joined else cleaner(document.text)
+                    text = cleaned(document.text)
                     if text is None:
                         counts["dropped"] += 1
+                    elif text and self.template is not None and (why := _refused(self.template, text)):
+                        counts["read"] -= 1
+                        if self.data.on_error == "stop":
+                            raise UserError(
+                                f"{document.key}: {why}, or --data.on-error skip to leave such out and count them"
+                            )
+                        source.skipped.add(BAD_CHAT, f"{document.key}: {why}")
                     elif is_blank(text):
                         counts["empty"] += 1
                     else:
@@ -342,9 +367,10 @@ class WriteShard:
     def __call__(self) -> None:
         """See the class."""
         cut = PartCutter(self.data) if has_parts(self.data) else None
-        joined, asks = is_joined(self.data), asks_questions(self.data)
-        keeps_texts = bool(cut) and joined and not asks and self.split != "train"
+        joined, asks, chats = is_joined(self.data), asks_questions(self.data), is_chat(self.data)
+        keeps_texts = bool(cut) and joined and not asks and not chats and self.split != "train"
         tokenizer = load_tokenizer(self.dataset / TOKENIZER_FOLDER)
+        chat = Chat(tokenizer) if chats else None
         statistics = Statistics()
         token_counts = np.zeros(tokenizer.vocab_size, np.int64)
         batch: list[_Piece] = []
@@ -359,7 +385,9 @@ class WriteShard:
             ):
 
                 def encode() -> None:
-                    for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch])):
+                    encoded = iter(tokenizer.encode_batch([piece.text for piece in batch if piece.ids is None]))
+                    for piece in batch:
+                        ids = next(encoded) if piece.ids is None else piece.ids
                         tokens = np.asarray(ids, np.int64)
                         np.add(token_counts, np.bincount(tokens, minlength=len(token_counts)), out=token_counts)
                         size = len(piece.text.encode("utf-8"))
@@ -368,7 +396,14 @@ class WriteShard:
                     batch.clear()
 
                 for key, text, label, question in self._documents():
-                    statistics.add(as_one_text(text) if joined else text)
+                    statistics.add(as_one_text(text, chat=chats) if joined else text)
+                    if chat is not None:
+                        batch.extend(_chat_pieces(chat, key, text, label))
+                        characters += len(text)
+                        if characters >= _BATCH_CHARACTERS:
+                            encode()
+                            characters = 0
+                        continue
                     texts = cut(text) if cut else [text]
                     span = None
                     if question is not None:
@@ -442,6 +477,29 @@ class _Piece(NamedTuple):
     begins_part: bool
     label: int | None
     span: tuple[int, int] | None
+    ids: list[int] | None = None
+    """Its tokens, where they are known already."""
+
+
+def _chat_pieces(chat: Chat, key: str, text: str, label: int | None) -> list[_Piece]:
+    """The parts of a conversation: what is read and what is answered, in turn."""
+    try:
+        parts = chat.conversation(split_messages(text))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    # The bytes of all that is said count where it ends; what the template adds is nobody's text.
+    said = [""] * (len(parts) - 1) + [as_one_text(text, chat=True)]
+    last = len(parts) - 1
+    return [_Piece(key, said[i], i == last, True, label, None, ids) for i, ids in enumerate(parts)]
+
+
+def _refused(template: ChatTemplate, text: str) -> str | None:
+    """Why a template doesn't write a conversation; None if it does."""
+    try:
+        template.turns(split_messages(text))
+    except UserError as error:
+        return str(error)
+    return None
 
 
 @contextlib.contextmanager

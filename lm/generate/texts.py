@@ -31,6 +31,10 @@ class Trained(Protocol):
     def tokenizer(self) -> Tokenizer:
         """The run's."""
 
+    @property
+    def end_id(self) -> int:
+        """The token that ends what it writes."""
+
     def prompt_ids(self, text: str) -> list[int]:
         """A text as the model wants to go on from it."""
 
@@ -42,7 +46,7 @@ def make_generator(trained: Trained, mesh: Mesh | None = None) -> Generator:
         trained.model.config,
         trained.params,
         vocab_size=tokenizer.vocab_size,
-        eos_id=tokenizer.eos_id,
+        eos_id=trained.end_id,
         bos_id=tokenizer.bos_id,
         mesh=mesh,
     )

@@ -68,7 +68,8 @@ def save_tokenizer(tokenizer: Tokenizer, source: Source, vocab_size: int, folder
     roles = {name: i for name, i in found.items() if i != getattr(tokenizer, name)}
     if isinstance(tokenizer, SubwordTokenizer | SentencePieceTokenizer) and roles:
         kind = read_json(folder / META_FILE)["kind"]
-        write_meta(folder, kind, {name: roles[name] for name in ROLES if name in roles})
+        named = {name: roles[name] for name in ROLES if name in roles}
+        write_meta(folder, kind, named, template=tokenizer.chat_template)
     return load_tokenizer(folder)
 
 

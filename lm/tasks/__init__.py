@@ -6,13 +6,24 @@ from lm.tasks.base import Task
 from lm.tasks.causal_lm import CausalLM, PrefixLM
 from lm.tasks.classification import Classification
 from lm.tasks.extractive_qa import ExtractiveQA
+from lm.tasks.instruction import Instruction
 from lm.tasks.masked_lm import BertPretraining, MaskedLM
 from lm.tasks.seq2seq import Seq2Seq
 from lm.tasks.span_corruption import SpanCorruption
 
 __all__ = ["TASKS", "AnyTask", "Task"]
 
-AnyTask = CausalLM | PrefixLM | MaskedLM | BertPretraining | SpanCorruption | Seq2Seq | Classification | ExtractiveQA
+AnyTask = (
+    CausalLM
+    | PrefixLM
+    | MaskedLM
+    | BertPretraining
+    | SpanCorruption
+    | Seq2Seq
+    | Instruction
+    | Classification
+    | ExtractiveQA
+)
 """The objectives there are; a config holds one of them."""
 TASKS: dict[str, type[AnyTask]] = {task.kind: task for task in get_args(AnyTask)}
 """The same by name, as a saved config has it."""

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lm.errors import UserError, check
+from lm.text.template import ChatTemplate
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"
@@ -80,6 +81,8 @@ class Tokenizer(ABC):
     """The token that hides another, if there is one."""
     special_tokens: dict[str, int]
     """Tokens with a meaning of their own, which text never produces, by id."""
+    chat_template: ChatTemplate | None = None
+    """How conversations are written, where it came with a template or was given one; no part of `fingerprint`."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -145,7 +148,7 @@ class ByteTokenizer(Tokenizer):
     def save(self, folder: Path) -> None:
         """See `Tokenizer`."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_meta(folder, "byte")
+        write_meta(folder, "byte", template=self.chat_template)
 
     def fingerprint(self) -> str:
         """See `Tokenizer`."""
@@ -230,9 +233,14 @@ def first_of(names: Iterable[str], vocabulary: dict[str, int]) -> int | None:
     return next((vocabulary[name] for name in names if name in vocabulary), None)
 
 
-def write_meta(folder: Path, kind: str, roles: Mapping[str, int] | None = None) -> None:
-    """Notes beside a saved tokenizer of which kind it is, and of `roles`, see `ROLES`."""
-    (folder / META_FILE).write_text(json.dumps({"kind": kind, **(roles or {})}) + "\n", encoding="utf-8")
+def write_meta(
+    folder: Path, kind: str, roles: Mapping[str, int] | None = None, *, template: ChatTemplate | None = None
+) -> None:
+    """Notes beside a saved tokenizer of which kind it is, of `roles`, see `ROLES`, and its chat template."""
+    meta: dict[str, Any] = {"kind": kind, **(roles or {})}
+    if template is not None:
+        meta["chat_template"] = {"source": template.source, "tokens": dict(template.tokens)}
+    (folder / META_FILE).write_text(json.dumps(meta) + "\n", encoding="utf-8")
 
 
 def check_roles(roles: Mapping[str, int], vocab_size: int, origin: str) -> None:

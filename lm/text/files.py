@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lm.errors import UserError, check
 from lm.text.base import END_OF_TEXT, META_FILE, ROLES, ByteTokenizer, Tokenizer, one_line, read_text
@@ -11,6 +12,7 @@ from lm.text.ids import load_ids
 from lm.text.spm import SPM_FILE, SentencePieceTokenizer
 from lm.text.subword import HF_FILE, SubwordTokenizer
 from lm.text.subword_training import BERT_SPECIAL, byte_letters, byte_level, wordpiece
+from lm.text.template import ChatTemplate
 from lm.text.words import WORDS_FILE, SegmentedTokenizer
 
 FORMS = (
@@ -19,6 +21,8 @@ FORMS = (
 )
 _BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _VOCAB_FILE = "vocab.txt"
+TEMPLATE_FILE = "chat_template.jinja"
+_SETTINGS_FILE, _SPECIAL_FILE = "tokenizer_config.json", "special_tokens_map.json"
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -26,22 +30,63 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         kind, roles = meta["kind"], {name: meta[name] for name in ROLES if name in meta}
-        if kind == "byte":
-            return ByteTokenizer()
-        if kind == "sentencepiece":
-            path = folder / SPM_FILE
-            return SentencePieceTokenizer(path.read_bytes(), origin=str(path), roles=roles)
-        if kind == "ids":
-            return load_ids(folder)
-        path = folder / (WORDS_FILE if kind == "words" else HF_FILE)
-        definition = path.read_text(encoding="utf-8")
+        template = ChatTemplate(**meta["chat_template"]) if "chat_template" in meta else None
+        tokenizer = _load(folder, kind, roles)
     except FileNotFoundError as error:
         raise UserError(f"no tokenizer in {folder}: {error.filename} is missing") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"cannot read the tokenizer in {folder}: {one_line(error)}") from None
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def _load(folder: Path, kind: str, roles: dict[str, int]) -> Tokenizer:
+    if kind == "byte":
+        return ByteTokenizer()
+    if kind == "sentencepiece":
+        path = folder / SPM_FILE
+        return SentencePieceTokenizer(path.read_bytes(), origin=str(path), roles=roles)
+    if kind == "ids":
+        return load_ids(folder)
+    path = folder / (WORDS_FILE if kind == "words" else HF_FILE)
+    definition = path.read_text(encoding="utf-8")
     if kind == "words":
         return SegmentedTokenizer(definition, origin=str(path))
     return SubwordTokenizer(definition, kind=kind, origin=str(path), roles=roles)
+
+
+def template_beside(folder: Path) -> ChatTemplate | None:
+    """The chat template that lies in a folder of transformers, if there is one.
+
+    It is chat_template.jinja, or what tokenizer_config.json holds, which also says what tokens are called.
+
+    Raises:
+      UserError: a file that cannot be read.
+    """
+    settings = _json_object(folder / _SETTINGS_FILE)
+    tokens = {}
+    for name, value in {**_json_object(folder / _SPECIAL_FILE), **settings}.items():
+        spelling = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(spelling, str):
+            tokens[name] = spelling
+    source = settings.get("chat_template")
+    if isinstance(source, list):  # several, by name
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default")
+    if (folder / TEMPLATE_FILE).is_file():
+        source = read_text(folder / TEMPLATE_FILE, "the chat template")
+    return ChatTemplate(source, tokens) if isinstance(source, str) else None
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """What a file holds; nothing where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(read_text(path, "the tokenizer's settings"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {one_line(error)}; copy it again") from None
+    return value if isinstance(value, dict) else {}
 
 
 def open_file(name: str, *, lowercase: bool = False) -> Tokenizer:
@@ -61,6 +106,12 @@ def open_file(name: str, *, lowercase: bool = False) -> Tokenizer:
             _check_case(name, lowercase)
             return load_tokenizer(path)
         path = _in_folder(path, name)
+    tokenizer = _from_file(path, name, lowercase)
+    tokenizer.chat_template = template_beside(path.parent)
+    return tokenizer
+
+
+def _from_file(path: Path, name: str, lowercase: bool) -> Tokenizer:
     if path.suffix == ".txt" and not path.name.endswith("merges.txt"):
         return _from_vocab_txt(path, lowercase)
     _check_case(name, lowercase)
@@ -94,7 +145,9 @@ def open_hub(name: str) -> SubwordTokenizer:
         definition = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the tokenizer {path}: {one_line(error)}") from None
-    return SubwordTokenizer(definition, kind="hf", origin=str(path))
+    tokenizer = SubwordTokenizer(definition, kind="hf", origin=str(path))
+    tokenizer.chat_template = template_beside(path.parent)
+    return tokenizer
 
 
 def _in_folder(folder: Path, name: str) -> Path:

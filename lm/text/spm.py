@@ -100,7 +100,7 @@ class SentencePieceTokenizer(Tokenizer):
             self._byte_ids = {c: [sp.piece_to_id(f"<0x{b:02X}>") for b in c.encode()] for c in _AS_BYTES}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._bytes, self._origin, self.roles)
+        return _rebuild, (self._bytes, self._origin, self.roles), {"chat_template": self.chat_template}
 
     @property
     def is_exact(self) -> bool:
@@ -150,7 +150,7 @@ class SentencePieceTokenizer(Tokenizer):
         """See `Tokenizer`."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SPM_FILE).write_bytes(self._bytes)
-        write_meta(folder, "sentencepiece", self.roles)
+        write_meta(folder, "sentencepiece", self.roles, template=self.chat_template)
 
     def fingerprint(self) -> str:
         """See `Tokenizer`."""

@@ -82,7 +82,7 @@ class SubwordTokenizer(Tokenizer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What the library pickles lacks the switch above: a copy in a worker process would let text forge tokens.
-        return _rebuild, (self._definition, self.kind, self._origin, self.roles)
+        return _rebuild, (self._definition, self.kind, self._origin, self.roles), {"chat_template": self.chat_template}
 
     @property
     def definition(self) -> str:
@@ -120,7 +120,7 @@ class SubwordTokenizer(Tokenizer):
         """See `Tokenizer`."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / HF_FILE).write_text(self._definition, encoding="utf-8")
-        write_meta(folder, self.kind, self.roles)
+        write_meta(folder, self.kind, self.roles, template=self.chat_template)
 
     def fingerprint(self) -> str:
         """See `Tokenizer`."""

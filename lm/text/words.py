@@ -72,7 +72,7 @@ class SegmentedTokenizer(Tokenizer):
         self.mask_id = first_of(MASK_NAMES, self.special_tokens)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._definition, self._origin)
+        return _rebuild, (self._definition, self._origin), {"chat_template": self.chat_template}
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
@@ -97,7 +97,7 @@ class SegmentedTokenizer(Tokenizer):
         """See `Tokenizer`."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / WORDS_FILE).write_text(self._definition, encoding="utf-8")
-        write_meta(folder, "words")
+        write_meta(folder, "words", template=self.chat_template)
 
     def fingerprint(self) -> str:
         """See `Tokenizer`."""

@@ -28,6 +28,10 @@ class Trained:
     params: Any
     tokenizer: ByteTokenizer = dataclasses.field(default_factory=ByteTokenizer)
 
+    @property
+    def end_id(self) -> int:
+        return self.tokenizer.eos_id
+
     def prompt_ids(self, text: str) -> list[int]:
         return [*self.tokenizer.encode(text), self.tokenizer.eos_id]
 

@@ -243,15 +243,15 @@ class SpanQAExamples:
             f"data.seq-len is {seq_len}; with questions of up to {max_question} tokens it must be at least "
             f"{max_question + 4}",
         )
-        starts, stops, offsets = _parts(store, "a question and the words of a text")
+        starts, stops, offsets = parts_of(store, "a question and the words of a text")
         n_parts = np.diff(offsets)
-        _check_all(store, n_parts >= 2, n_parts, "{} parts, and needs a question and a text's words")
+        check_all(store, n_parts >= 2, n_parts, "{} parts, and needs a question and a text's words")
         if store.spans is None:
             raise UserError("the dataset doesn't say where answers are; prepare it from a squad: source")
         first, last = np.asarray(store.spans, np.int64).T
         none = (first == -1) & (last == -1)
         within = (first >= 1) & (first <= last) & (last < n_parts)
-        _check_all(store, none | within, first, "an answer from word {}, which is not in its text")
+        check_all(store, none | within, first, "an answer from word {}, which is not in its text")
 
         self._store = store
         self._seq_len = seq_len
@@ -322,14 +322,15 @@ class SpanQAExamples:
 
 def two_parts(store: TokenStore, what: str) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Start and length, int64 [n_documents], of the two parts of each document. UserError where there aren't two."""
-    starts, stops, offsets = _parts(store, what)
+    starts, stops, offsets = parts_of(store, what)
     n_parts = np.diff(offsets)
-    _check_all(store, n_parts == 2, n_parts, "{} parts, and " + what + " are two")
+    check_all(store, n_parts == 2, n_parts, "{} parts, and " + what + " are two")
     first = offsets[:-1]
     return (starts[first], stops[first] - starts[first]), (starts[first + 1], stops[first + 1] - starts[first + 1])
 
 
-def _parts(store: TokenStore, what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def parts_of(store: TokenStore, what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start and stop, int64 [n_parts], of all parts, and `part_offsets`. UserError, of `what`, where there are none."""
     if store.part_starts is None or store.part_offsets is None:
         raise UserError(
             f"{what} are parts of a document, and the dataset's documents have no parts; prepare it with --data.fields "
@@ -344,11 +345,11 @@ def _labels(store: TokenStore, n_classes: int) -> np.ndarray:
         raise UserError("the dataset's documents have no labels; prepare it with --data.label-field")
     labels = np.asarray(store.labels)
     within = (labels >= 0) & (labels < n_classes)
-    _check_all(store, within, labels, f"label {{}}, and with {n_classes} classes they go from 0 to {n_classes - 1}")
+    check_all(store, within, labels, f"label {{}}, and with {n_classes} classes they go from 0 to {n_classes - 1}")
     return labels
 
 
-def _check_all(store: TokenStore, right: np.ndarray, values: np.ndarray, has: str) -> None:
+def check_all(store: TokenStore, right: np.ndarray, values: np.ndarray, has: str) -> None:
     """Raises `UserError` unless all documents are right; it names the first that is not and what it has."""
     if not right.all():
         wrong = int(np.argmin(right))

@@ -6,6 +6,7 @@ A source is a string, FORM:WHERE (`FORMS`). To add a form, write a class like th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ _LIBRARIES: dict[str, Callable[[DataConfig, str], Source]] = {"tfds": Tfds, "hf"
 
 _SKIPPING = ("on_error", "max_document_bytes")
 _ANY_FILE = ("encoding", *_SKIPPING)
-_RECORD = ("field", "fields", "label_field", "labels", "group_field", "sentences")
+_RECORD = ("field", "fields", "chat", "label_field", "labels", "group_field", "sentences")
 SHAPING_FIELDS_BY_FORM: dict[str, tuple[str, ...]] = {
     "text": ("document", "sentences", *_ANY_FILE),
     "parallel": _ANY_FILE,
@@ -96,9 +97,12 @@ def shaping(source: str, config: DataConfig) -> dict[str, Any]:
         found.pop("max_document_bytes", None)
     if found.get("fields"):
         del found["field"]
+    if "chat" in found:
+        found["chat"] = dataclasses.asdict(config.chat)
     without_effect = {
         "on_error": "stop",
         "fields": (),
+        "chat": {"template": None},
         "label_field": None,
         "labels": (),
         "sentences": False,
@@ -124,6 +128,11 @@ def check_source_config(config: DataConfig) -> None:
         f"data.max_document_bytes is {config.max_document_bytes}; it must be at least 1",
     )
     form = form_of(config.source)
+    chat = config.chat.template
+    check(
+        chat is None or "chat" in SHAPING_FIELDS_BY_FORM[form],
+        f"data.chat.template is {chat!r}, but documents of {config.source!r} have no fields; leave it out",
+    )
     for name in ("fields", "label_field", "group_field"):
         value = getattr(config, name)
         check(

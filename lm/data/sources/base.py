@@ -24,6 +24,8 @@ BROKEN_ROW = "broken row"
 NO_FIELD = "no such field"
 NOT_TEXT = "field without text"
 BAD_ANSWER = "answer out of place"
+BAD_CHAT = "no conversation"
+EMPTY_MESSAGE = "empty message"
 TOO_LARGE = "larger than max_document_bytes"
 
 

@@ -7,9 +7,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lm.data.parts import join_parts, wanted_fields
+from lm.data.parts import is_chat, join_messages, join_parts, wanted_fields
 from lm.data.sources.base import (
+    BAD_CHAT,
     BROKEN_JSON,
+    EMPTY_MESSAGE,
     NO_FIELD,
     NOT_TEXT,
     UNDECODABLE,
@@ -21,6 +23,8 @@ from lm.data.sources.base import (
     one_line,
 )
 from lm.data.sources.files import FileSource
+from lm.text.normalize import is_blank
+from lm.text.template import ROLES, Message
 
 
 def document_of(source: BaseSource, record: Mapping[str, Any], key: str, where: str) -> Document | None:
@@ -37,13 +41,9 @@ def document_of(source: BaseSource, record: Mapping[str, Any], key: str, where: 
         if name not in record:
             source.problem(NO_FIELD, f"{where} has no field {name!r}; it has {listed(record)}", f"set {setting}")
             return None
-    texts = []
-    for name in config.fields or (config.field,):
-        text = _text(source, record, name, where)
-        if text is None:
-            return None
-        texts.append(text)
-    text = join_parts(texts) if config.fields else texts[0]
+    text = _conversation(source, record, where) if is_chat(config) else _joined(source, record, where)
+    if text is None:
+        return None
     limit = config.max_document_bytes
     if len(text) > limit or (4 * len(text) > limit and len(text.encode("utf-8", "surrogatepass")) > limit):
         source.problem(*source.too_large(where))
@@ -62,6 +62,54 @@ def document_of(source: BaseSource, record: Mapping[str, Any], key: str, where: 
             # Half a surrogate pair in a name becomes "?".
             values[role] = None if value is None else str(value).encode("utf-8", "replace").decode("utf-8")
     return Document(key, text, group=values["group"], label=values["label"])
+
+
+def _joined(source: BaseSource, record: Mapping[str, Any], where: str) -> str | None:
+    """The text of a record, of whichever fields; None, once its problem is told."""
+    texts = []
+    for name in source.config.fields or (source.config.field,):
+        text = _text(source, record, name, where)
+        if text is None:
+            return None
+        texts.append(text)
+    return join_parts(texts) if source.config.fields else texts[0]
+
+
+_CHAT_REMEDY = "give a list of objects with role (system, user, assistant) and content, or two columns in data.fields"
+
+
+def _conversation(source: BaseSource, record: Mapping[str, Any], where: str) -> str | None:
+    """The messages of a record, joined, up to the last of the assistant; None, once its problem is told."""
+    if source.config.fields:
+        asked, answered = source.config.fields
+        told: Any = [("user", record[asked], repr(asked)), ("assistant", record[answered], repr(answered))]
+    else:
+        told = record[source.config.field]
+        if not (isinstance(told, list) and all(isinstance(message, Mapping) for message in told)):
+            found = f"{where}: field {source.config.field!r} holds {kind(told)}, not a list of messages"
+            source.problem(BAD_CHAT, found, _CHAT_REMEDY)
+            return None
+        names = [f"message {number}" for number in range(1, len(told) + 1)]
+        told = [(message.get("role"), message.get("content"), name) for message, name in zip(told, names)]
+    messages = []
+    for role, content, name in told:
+        if role not in ROLES:
+            source.problem(BAD_CHAT, f"{where}: {name} has the role {role!r}", _CHAT_REMEDY)
+            return None
+        if not isinstance(content, str):
+            source.problem(NOT_TEXT, f"{where}: {name} ({role}) holds {kind(content)}, not text", _CHAT_REMEDY)
+            return None
+        if is_blank(content) and role != "system":
+            said = "response" if role == "assistant" else "message"
+            source.problem(EMPTY_MESSAGE, f"{where}: {name} ({role}) is an empty {said}", "write it or take it out")
+            return None
+        messages.append(Message(role, content))
+    while messages and messages[-1].role != "assistant":
+        messages.pop()  # nobody answers
+    if not messages:
+        source.problem(BAD_CHAT, f"{where} has no message of the assistant, so nothing to learn", _CHAT_REMEDY)
+        return None
+    return join_messages(messages)
 
 
 def _text(source: BaseSource, record: Mapping[str, Any], field: str, where: str) -> str | None:
