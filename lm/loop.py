@@ -182,7 +182,7 @@ def fit(
     with StopSignals(reporter.message) as signals, jax.set_mesh(program.mesh), contextlib.ExitStack() as resources:
         checkpoints = Checkpoints(run.checkpoints, keep=config.keep)
         resources.callback(checkpoints.close)
-        state, progress = _restore_or_init(checkpoints, program, fingerprint)
+        state, progress = _restore_or_init(run, checkpoints, program, fingerprint)
         first = int(state.step)
         writer = MetricWriter(run, first)
         resources.callback(writer.close)
@@ -208,7 +208,7 @@ def check_resumable(run: RunDirectory, program: Program, fingerprint: str) -> in
         latest = _latest(checkpoints, fingerprint)
         if latest is None:
             return 0
-        checkpoints.compare(latest, program.target)
+        checkpoints.compare(latest, program.storage.target)
         return latest
 
 
@@ -224,12 +224,35 @@ def _latest(checkpoints: Checkpoints, fingerprint: str) -> int | None:
     return latest
 
 
-def _restore_or_init(checkpoints: Checkpoints, program: Program, fingerprint: str) -> tuple[TrainState, Progress]:
-    latest = _latest(checkpoints, fingerprint)
+def _restore_or_init(
+    run: RunDirectory, checkpoints: Checkpoints, program: Program, fingerprint: str
+) -> tuple[TrainState, Progress]:
+    latest, storage = _latest(checkpoints, fingerprint), program.storage
     if latest is None:
-        return program.init(), Progress()
+        state = program.init()
+        frozen = storage.frozen(state)
+        if jax.tree.leaves(frozen):
+            with contextlib.closing(Checkpoints(run.frozen)) as once:
+                if not once.steps():  # a run that was killed before its first checkpoint has written them already
+                    once.save(0, {"params": frozen}, {}, best=None)
+        return state, Progress()
     progress = Progress(**checkpoints.restore_extra(latest)["progress"])
-    return checkpoints.restore(latest, program.target), progress
+    frozen = restore_frozen(run, storage.frozen_target)
+    return storage.restored(checkpoints.restore(latest, storage.target), frozen), progress
+
+
+def restore_frozen(run: RunDirectory, target: Any) -> Any:
+    """The parameters of a run that are frozen whole; `target` as `Storage.frozen_target`.
+
+    Raises:
+      UserError: they are not there, or those of another model.
+    """
+    if not jax.tree.leaves(target):
+        return target
+    check(run.frozen.is_dir(), f"{run.frozen} is not there, and holds what is frozen in this run; restore it")
+    with contextlib.closing(Checkpoints.read_only(run.frozen)) as once:
+        check(once.steps(), f"{run.frozen} holds no complete checkpoint of what is frozen in this run; restore it")
+        return once.restore(0, {"params": target})["params"]
 
 
 @dataclass
@@ -347,7 +370,7 @@ class _Loop:
         """Evaluates, logs and returns whether this is the best so far."""
         assert self.feed.validation is not None
         started = time.monotonic()
-        params = state.params if state.ema is None else state.ema
+        params = self.program.evaluated(state)
         total = self.feed.validation_batches
         result = evaluate(
             self.program.eval_step,
@@ -393,7 +416,7 @@ class _Loop:
             "tokenizer": self.fingerprint,
             "progress": dataclasses.asdict(self.progress),
         }
-        self.checkpoints.save(step, state, extra, best=self.progress.best_step)
+        self.checkpoints.save(step, self.program.storage.stored(state), extra, best=self.progress.best_step)
         self.saved = step
         if self.progress.best_step is not None:
             best = {"step": self.progress.best_step, "loss": self.progress.best_loss}

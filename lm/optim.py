@@ -3,19 +3,20 @@
 `make_schedule` gives the learning rate of every update; `make_optimizer` gives one transformation:
 
     gradient → + penalties (L1, L2) → clip by global norm → rule with decoupled weight decay, times −learning rate
-    → times a factor for each parameter, where `rates` or `layer_decay` ask for it
+    → times a factor for each parameter, where `rates`, `layer_decay` or `unfreeze` ask for it
 
-Parameters whose factor is 0 are frozen: the transformation is of the others alone (`moving`). Which parameter is
+Parameters whose factor is 0 are frozen: the transformation is of the others alone (`freezing`). Which parameter is
 decayed, and which ones Muon orthogonalises, follows from parameter names through the pattern lists below. Arithmetic is
 float32 whatever the parameters' or the stored moments' precision.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -93,8 +94,16 @@ class OptimConfig:
     None = 0.1 for these, and none for the other rules."""
     rates: tuple[str, ...] = ()
     """Learning rates of parameters, PATTERN=FACTOR of the schedule's; the first pattern that matches a whole path
-    counts, and 0 freezes, which takes no moments and no gradient (--optim.rates 'classifier/.*=1' '.*=0'). None = all
-    are trained alike."""
+    counts, and 0 freezes, which takes no moments and no gradient (--optim.rates 'classifier/.*=1' '.*=0'). Paths have
+    the number of a layer where a pattern asks for it ('layers/[0-3]/.*=0'). None = all are trained alike, or, in a
+    model with low-rank terms, adapters or a learned prompt, these and the heads alone."""
+    unfreeze: tuple[str, ...] = ()
+    """When parameters begin to move, PATTERN=STEP, as in `rates` ('layers/1/.*=100' 'layers/0/.*=200' 'embed/.*=300':
+    gradual unfreezing, arXiv:1801.06146); until then their moments follow their gradients. What no pattern matches
+    moves from the start."""
+    decays: tuple[str, ...] = ()
+    """Weight decay of parameters, PATTERN=FACTOR of weight_decay, as in `rates`. None = 1 for matrices, 0 for norms,
+    biases and embeddings."""
     layer_decay: float = 1.0
     """Each layer learns with this factor of the rate of the one above it, the embeddings below the first; what is
     above the layers has the full rate (as BEiT, arXiv:2106.08254)."""
@@ -190,44 +199,108 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule, params: Any) -
 
     Returns:
         A transformation whose `init` and `update` are pure and can be jitted; both take the trained part of trees,
-        `tree.split(params, moving(config, params))[0]`. Its updates are float32, to be added to the parameters with
+        `freezing(config, params).apart(params)[0]`. Its updates are float32, to be added to the parameters with
         `optax.apply_updates`. Moments in its state have paths that end with their parameter's.
 
     Raises:
-        UserError: settings that can't work, or a parameter that no pattern of `rates` covers.
+        UserError: settings that can't work, or a parameter that no pattern of `rates` or `decays` covers.
     """
     _check_optimizer(config)
-    factors = rate_factors(config, params)
-    mask = jax.tree.map(_is_trained, factors)
-    check(any(jax.tree.leaves(mask)), "optim.rates freezes every parameter; give one a factor above 0")
-    params, factors = tree.split(params, mask)[0], tree.split(factors, mask)[0]
-    decayed = decay_mask(config, params)
+    freeze = freezing(config, params)
+    check(any(jax.tree.leaves(freeze.moves)), "optim.rates freezes every parameter; give one a factor above 0")
+    factors, starts, decays = (
+        freeze.apart_values(values, params)
+        for values in (rate_factors(config, params), first_steps(config, params), decay_factors(config, params))
+    )
+    params = jax.eval_shape(lambda whole: freeze.apart(whole)[0], params)
+    decayed = jax.tree.map(lambda factor: bool(np.all(factor == 1)), decays)
+    otherwise = jax.tree.map(lambda factor: 0.0 if np.all(factor == 1) else factor, decays)
+    weight_decay = decoupled_decay(config)
+    penalised = jax.tree.map(_is_some, decays)
     # A stage that is off stays in its place, so that the state's paths (a checkpoint's) do not depend on it.
     off = optax.identity()
     stages = optax.chain(
-        optax.masked(_add_l1_gradient(config.l1), decayed) if config.l1 else off,
-        optax.add_decayed_weights(config.l2, decayed) if config.l2 else off,
+        optax.masked(_add_l1_gradient(config.l1), penalised) if config.l1 else off,
+        optax.add_decayed_weights(config.l2, penalised) if config.l2 else off,
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else off,
         _make_rule(config, schedule, params, decayed),
+        _decay_by(schedule, weight_decay, otherwise) if any(map(_is_some, jax.tree.leaves(otherwise))) else off,
         _scale_by(factors) if config.rates or config.layer_decay != 1 else off,
+        _hold_until(starts) if config.unfreeze else off,
     )
     return _compute_in_float32(stages, jnp.dtype(config.moment_dtype))
 
 
-def moving(config: OptimConfig, params: Any) -> Any:
-    """A tree shaped like `params`: False where a parameter is frozen; None where none is."""
-    mask = jax.tree.map(_is_trained, rate_factors(config, params))
-    return None if all(jax.tree.leaves(mask)) else mask
+@dataclass(frozen=True)
+class Freeze:
+    """Which parameters are frozen, and how a parameter tree is taken apart for that.
+
+    The first layers of a stack are a segment of their own where all of their parameters are frozen: `lower_layers`
+    holds them and `layers` the rest, in memory only. The model that computes with it is told so by
+    `Transformer(config, lower=...)`.
+    """
+
+    moves: Any
+    """A tree shaped like the parameters: False where all of a parameter is frozen."""
+    lower: tuple[tuple[str, int], ...]
+    """Stacks with such a segment, and its layers."""
+
+    def apart(self, params: Any) -> tuple[Any, Any]:
+        """What is trained and what is frozen: two trees, in each None for what is in the other."""
+        upper, lower = dict(params), {}
+        for stack, count in self.lower:
+            lower[f"lower_{stack}"] = jax.tree.map(lambda leaf: leaf[:count], params[stack])  # noqa: B023
+            upper[stack] = jax.tree.map(lambda leaf: leaf[count:], params[stack])  # noqa: B023
+        moving, frozen = tree.split(upper, self.moves)
+        return moving, frozen | lower
+
+    def joined(self, moving: Any, frozen: Any) -> Any:
+        """The parameters that were taken `apart`, with their segments: what the model computes with."""
+        lower = {name: below for name, below in frozen.items() if name.startswith("lower_")}
+        rest = {name: child for name, child in frozen.items() if name not in lower}
+        return tree.merge(moving, rest) | lower
+
+    def apart_values(self, values: Any, params: Any) -> Any:
+        """The trained part of a tree of numbers, one for each parameter or `[L, 1, ...]` for its layers."""
+
+        def cut(path: jax.tree_util.KeyPath, _: Any, value: Any) -> Any:
+            count = dict(self.lower).get(tree.path_string(path).split("/")[0], 0)
+            return value[count:] if np.ndim(value) else value
+
+        return tree.split(jax.tree_util.tree_map_with_path(cut, params, values), self.moves)[0]
+
+    def whole(self, moving: Any, frozen: Any) -> Any:
+        """The parameters that were taken `apart`."""
+        made = self.joined(moving, frozen)
+        for stack, _ in self.lower:
+            below = made.pop(f"lower_{stack}")
+            made[stack] = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), below, made[stack])
+        return made
+
+
+def freezing(config: OptimConfig, params: Any) -> Freeze:
+    """What is frozen of these parameters (or their shapes)."""
+    factors = rate_factors(config, params)
+    lower = []
+    for stack in tree.STACKS:
+        held = [np.ravel(factor) != 0 for factor in jax.tree.leaves(factors.get(stack, {}))]
+        if not held:
+            continue
+        some = functools.reduce(np.logical_or, held)  # of one number, where all layers are alike
+        count = int(np.argmax(some)) if some.any() else 0
+        if count:
+            lower.append((stack, count))
+    return Freeze(jax.tree.map(_is_some, factors), tuple(lower))
 
 
 def rate_factors(config: OptimConfig, params: Any) -> Any:
-    """A tree shaped like `params`: the factor of the learning rate of each; of stacked layers one each, `[L, 1, ...]`.
+    """A tree shaped like `params`: factors of the learning rate; of layers that differ one each, `[L, 1, ...]`.
 
     Raises:
         UserError: a parameter that no pattern of `rates` covers.
     """
-    rules = [_rule(text) for text in config.rates] or [(".*", 1.0)]
-    factors = tree.match_patterns(params, rules)
+    rules = [_rule("rates", text) for text in config.rates] or [(".*", 1.0)]
+    factors = _by_layer(params, rules)
     if config.layer_decay == 1:
         return factors
     paths = tree.path_leaves(params)
@@ -237,7 +310,7 @@ def rate_factors(config: OptimConfig, params: Any) -> Any:
     )
     n_layers = max((leaf.shape[0] for path, leaf in paths if path.startswith("layers/")), default=0)
 
-    def deepen(path: jax.tree_util.KeyPath, factor: float, leaf: Any) -> Any:
+    def deepen(path: jax.tree_util.KeyPath, factor: Any, leaf: Any) -> Any:
         name = tree.path_string(path)
         if name.startswith("layers/"):
             below_top = np.arange(n_layers, 0, -1, dtype=np.float32).reshape(-1, *[1] * (len(leaf.shape) - 1))
@@ -247,12 +320,37 @@ def rate_factors(config: OptimConfig, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(deepen, factors, params)
 
 
+def first_steps(config: OptimConfig, params: Any) -> Any:
+    """A tree as `rate_factors` gives: how many updates each parameter leaves out."""
+    return _by_layer(params, [*(_rule("unfreeze", text) for text in config.unfreeze), (".*", 0.0)])
+
+
+def decay_factors(config: OptimConfig, params: Any) -> Any:
+    """A tree as `rate_factors` gives: the factor of weight decay, of which l1 and l2 only ask whether it is 0."""
+    if config.decays:
+        return _by_layer(params, [_rule("decays", text) for text in config.decays])
+    return jax.tree.map(float, decay_mask(config, params))
+
+
+def _by_layer(params: Any, rules: list[tuple[str, float]]) -> Any:
+    """The value of each parameter, or of each of its layers as `[L, 1, ...]` where they differ."""
+
+    def one(leaf: Any, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        if len(set(value)) == 1:
+            return value[0]
+        return np.array(value, np.float32).reshape(-1, *[1] * (len(leaf.shape) - 1))
+
+    return jax.tree.map(one, params, tree.match_layers(params, rules))
+
+
 # What is added up before the first layer.
 _EMBEDDING = re.compile(r"(.*_)?(embed|embedding_norm)/")
 
 
-def _rule(text: str) -> tuple[str, float]:
-    """A pattern and its factor."""
+def _rule(setting: str, text: str) -> tuple[str, float]:
+    """A pattern and its number."""
     pattern, equals, factor = text.rpartition("=")
     try:
         value = float(factor)
@@ -260,18 +358,55 @@ def _rule(text: str) -> tuple[str, float]:
         value = math.nan
     check(
         equals and pattern and 0 <= value < math.inf,
-        f"optim.rates has {text!r}; write PATTERN=FACTOR, with a number of at least 0 ('.*=0' freezes the rest)",
+        f"optim.{setting} has {text!r}; write PATTERN={'STEP' if setting == 'unfreeze' else 'FACTOR'}, with a number of"
+        " at least 0 ('.*=0' is for the rest)",
     )
     return pattern, value
 
 
-def _is_trained(factor: Any) -> bool:
+def _is_some(factor: Any) -> bool:
     return bool(np.any(np.asarray(factor) != 0))
 
 
 def _scale_by(factors: Any) -> optax.GradientTransformation:
     """Multiplies updates with a constant each, or one for each layer."""
     return optax.stateless(lambda updates, _: jax.tree.map(lambda update, factor: update * factor, updates, factors))
+
+
+class Updates(NamedTuple):
+    """How many updates there were."""
+
+    done: jax.Array
+
+
+def _hold_until(starts: Any) -> optax.GradientTransformation:
+    """Leaves out the first updates of each parameter: as many as `starts` says."""
+
+    def init(params: Any) -> Updates:
+        del params
+        return Updates(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Updates, params: Any = None) -> tuple[Any, Updates]:
+        del params
+        held = jax.tree.map(lambda u, start: jnp.where(state.done >= start, u, 0.0), updates, starts)
+        return held, Updates(optax.safe_increment(state.done))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _decay_by(schedule: optax.Schedule, weight_decay: float, factors: Any) -> optax.GradientTransformation:
+    """Decoupled weight decay with a factor for each parameter, after the learning rate."""
+
+    def init(params: Any) -> Updates:
+        del params
+        return Updates(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Updates, params: Any = None) -> tuple[Any, Updates]:
+        rate = schedule(state.done) * weight_decay
+        decayed = jax.tree.map(lambda u, p, factor: u - rate * factor * p, updates, params, factors)
+        return decayed, Updates(optax.safe_increment(state.done))
+
+    return optax.GradientTransformation(init, update)
 
 
 def decay_mask(config: OptimConfig, params: Any) -> Any:
@@ -406,6 +541,10 @@ def _check_optimizer(config: OptimConfig) -> None:
         _check_range(config, decay, 0, 1, open_end=True)
     for positive in ("epsilon", "muon_adam_lr_fraction"):
         _check_positive(config, positive)
+    check(
+        not (config.decays and config.decay_everything),
+        "optim.decays says which parameters are decayed, and optim.decay_everything that all are; leave one out",
+    )
     check(0 < config.layer_decay <= 1, f"optim.layer_decay {config.layer_decay}: give a number above 0, up to 1")
     for strength in ("clip_norm", "l1", "l2", "muon_rms"):
         _check_range(config, strength, 0, math.inf)

@@ -1,6 +1,6 @@
 """Run directories: what a run writes about itself, and how later commands read it.
 
-config.json environment.json status.json best.json metrics.jsonl tensorboard/ tokenizer/ checkpoints/<step>/
+config.json environment.json status.json best.json metrics.jsonl tensorboard/ tokenizer/ checkpoints/<step>/ frozen/
 samples.jsonl log.txt loss.png
 """
 
@@ -128,6 +128,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """Folder of checkpoints, one subfolder a step."""
         return self.path / "checkpoints"
+
+    @property
+    def frozen(self) -> Path:
+        """Checkpoint of the parameters that are frozen whole, written once; only where there are any."""
+        return self.path / "frozen"
 
     @property
     def pretrained(self) -> Path:

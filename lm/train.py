@@ -1,5 +1,6 @@
 """Training: its settings, the state, and the one sharded step. The loop around it is `lm.loop`."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from lm import tree
 from lm.errors import check
 from lm.evaluate import make_eval_step
 from lm.models.transformer import Transformer
+from lm.optim import Freeze, OptimConfig, freezing
 from lm.sharding import batch_sharding, compiler_options, parameter_shardings, shardings_like
 from lm.tasks import Task
 
@@ -104,6 +106,8 @@ class InitConfig:
     """Run directory, trained or imported, whose model, tokenizer and parameters it begins with; None = a new model."""
     checkpoint: str = "best"
     """The run's checkpoint: best, latest or a step."""
+    merge: bool = False
+    """Add the run's low-rank terms to the matrices that they stand beside; otherwise they are trained on."""
 
 
 @struct.dataclass
@@ -112,8 +116,12 @@ class TrainState:
 
     step: Array
     params: Any
+    """Those that are trained; None in place of each other one."""
+    frozen: Any
+    """The others, and first layers that are frozen as a segment of their own; see `lm.optim.Freeze`."""
     opt_state: Any
     ema: Any
+    """The average of `params`, or None."""
     skipped: Array
 
 
@@ -133,27 +141,31 @@ def abstract_params(model: Transformer, mesh: Mesh) -> tuple[Any, Any]:
 
 
 def make_init(
-    model: Transformer, tx: optax.GradientTransformation, ema: bool, seed: int, moves: Any = None
+    model: Transformer, tx: optax.GradientTransformation, ema: bool, seed: int, freeze: Freeze
 ) -> Callable[[], TrainState]:
-    """A function that makes the initial state; run it jitted, where its values depend on the seed alone.
-
-    `moves` as for `make_program`.
-    """
+    """A function that makes the initial state; run it jitted, where its values depend on the seed alone."""
 
     def init() -> TrainState:
         tokens = jnp.zeros((1, 1), jnp.int32)
-        params = nn.unbox(model.init(random_key(seed, INIT), tokens)["params"])
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=tx.init(params if moves is None else tree.split(params, moves)[0]),
-            # A copy: a donated state must not hold one buffer twice.
-            # In float32: a slow average's steps are too small for bfloat16.
-            ema=jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params) if ema else None,
-            skipped=jnp.zeros((), jnp.int32),
-        )
+        whole = nn.unbox(model.init(random_key(seed, INIT), tokens)["params"])
+        return first_state(whole, tx, ema, freeze)
 
     return init
+
+
+def first_state(params: Any, tx: optax.GradientTransformation, ema: bool, freeze: Freeze) -> TrainState:
+    """The state before the first step, from a whole model's parameters."""
+    moving, frozen = freeze.apart(params)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=moving,
+        frozen=frozen,
+        opt_state=tx.init(moving),
+        # A copy: a donated state must not hold one buffer twice.
+        # In float32: a slow average's steps are too small for bfloat16.
+        ema=jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), moving) if ema else None,
+        skipped=jnp.zeros((), jnp.int32),
+    )
 
 
 def make_train_step(
@@ -162,21 +174,28 @@ def make_train_step(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: TrainConfig,
-    moves: Any = None,
+    freeze: Freeze,
 ) -> TrainStep:
-    """One optimizer step, `(state, batch) -> (state, metrics)`, to be jitted; `moves` as for `make_program`.
+    """One optimizer step, `(state, batch) -> (state, metrics)`, to be jitted.
 
     The gradient is that of the objective summed over the whole batch and divided once by the whole weight, however
-    the batch is cut into accumulation steps or spread over devices. A loss or gradient that is not finite leaves
-    parameters, optimizer state and averages as they were.
+    the batch is cut into accumulation steps or spread over devices; of frozen parameters none is computed. A loss or
+    gradient that is not finite leaves parameters, optimizer state and averages as they were.
+
+    Args:
+      model: the Transformer, with the segments of `freeze`.
+      task: the objective.
+      tx: the optimizer, of the parameters that are trained.
+      schedule: its learning rate, to be reported.
+      config: length and batch.
+      freeze: what is frozen.
     """
 
-    def loss_and_grad(params: Any, batch: Mapping[str, Array], key: Array):
-        moving, frozen = (params, None) if moves is None else tree.split(params, moves)
+    def loss_and_grad(params: tuple[Any, Any], batch: Mapping[str, Array], key: Array):
+        moving, frozen = params
 
         def objective(moving: Any):
-            whole = moving if frozen is None else tree.merge(moving, frozen)
-            return task.loss(model, whole, dict(batch), key)
+            return task.loss(model, freeze.joined(moving, frozen), dict(batch), key)
 
         return jax.value_and_grad(objective, has_aux=True)(moving)
 
@@ -201,16 +220,14 @@ def make_train_step(
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
         key = random_key(config.seed, DROPOUT, state.step)
         batch = task.balance(dict(batch))
-        (objective, sums), grads = accumulated(state.params, batch, key)
+        (objective, sums), grads = accumulated((state.params, state.frozen), batch, key)
         weight = jnp.where(sums["weight"] > 0, sums["weight"], 1.0)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32) / weight, grads)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
 
-        moving, frozen = (state.params, None) if moves is None else tree.split(state.params, moves)
-        updates, opt_state = tx.update(grads, state.opt_state, moving)
-        params = optax.apply_updates(moving, updates)
-        params = params if frozen is None else tree.merge(params, frozen)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
             # In float32: the product of a half-precision parameter and a small share would be rounded to 1 in 256.
@@ -229,9 +246,75 @@ def make_train_step(
             "finite": finite,
             "skipped": skipped,
         }
-        return TrainState(state.step + 1, params, opt_state, ema, skipped), report
+        return TrainState(state.step + 1, params, state.frozen, opt_state, ema, skipped), report
 
     return step
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a state is kept on disk: by the names and shapes of the model, whatever of it is frozen."""
+
+    target: TrainState
+    """Shapes, dtypes and shardings of what a checkpoint holds: of the parameters those that are trained, with all of
+    their layers; `frozen` is None."""
+    frozen_target: Any
+    """The same of the parameters that are frozen whole, which are stored once; None in place of each other one."""
+    stored: Callable[[TrainState], TrainState]
+    """From a state to what a checkpoint holds of it."""
+    frozen: Callable[[TrainState], Any]
+    """From a state to the parameters that are frozen whole."""
+    restored: Callable[[TrainState, Any], TrainState]
+    """The state, from both."""
+
+
+def make_storage(freeze: Freeze, shapes: TrainState, shardings: TrainState, params: Any, laid: Any) -> Storage:
+    """How the states of a run are stored.
+
+    Args:
+      freeze: what is frozen.
+      shapes: of the state.
+      shardings: of the state.
+      params: shapes of the whole model's parameters.
+      laid: their shardings.
+    """
+    trained_at, frozen_at = tree.split(laid, freeze.moves)
+    at = dataclasses.replace(shardings, params=trained_at, ema=None if shapes.ema is None else trained_at, frozen=None)
+
+    def cast(frozen: Any) -> Any:
+        return jax.tree.map(lambda p: p.astype(jnp.float32), frozen)
+
+    def stored(state: TrainState) -> TrainState:
+        trained = tree.split(freeze.whole(state.params, state.frozen), freeze.moves)[0]
+        ema = state.ema
+        if ema is not None:
+            ema = tree.split(freeze.whole(ema, cast(state.frozen)), freeze.moves)[0]
+        return dataclasses.replace(state, params=trained, ema=ema, frozen=None)
+
+    def frozen(state: TrainState) -> Any:
+        return tree.split(freeze.whole(state.params, state.frozen), freeze.moves)[1]
+
+    def restored(state: TrainState, frozen: Any) -> TrainState:
+        moving, apart = freeze.apart(tree.merge(state.params, frozen))
+        ema = state.ema
+        if ema is not None:
+            ema = freeze.apart(tree.merge(ema, cast(frozen)))[0]
+        return dataclasses.replace(state, params=moving, frozen=apart, ema=ema)
+
+    def laid_out(shapes: Any, at: Any) -> Any:
+        return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, at)
+
+    target, frozen_target = (jax.eval_shape(part, shapes) for part in (stored, frozen))
+    if freeze.lower:  # arrays are joined or cut, which goes on their devices; otherwise all stay the same
+        stored, frozen = jax.jit(stored, out_shardings=at), jax.jit(frozen, out_shardings=frozen_at)
+        restored = jax.jit(restored, out_shardings=shardings)
+    return Storage(
+        target=laid_out(target, at),
+        frozen_target=laid_out(frozen_target, frozen_at),
+        stored=stored,
+        frozen=frozen,
+        restored=restored,
+    )
 
 
 @dataclass(frozen=True)
@@ -241,11 +324,16 @@ class Program:
     mesh: Mesh
     target: TrainState
     """Shapes, dtypes and shardings of the state."""
+    storage: Storage
     init: Callable[[], TrainState]
+    begin: Callable[[Any], TrainState]
+    """The first state of a whole model's parameters, which are used up."""
     train_step: TrainStep
     eval_step: Any
     summarise: Callable[[Mapping[str, Any]], dict[str, float]]
     """From the sums of either to what is reported."""
+    evaluated: Callable[[TrainState], Any]
+    """From a state to the parameters for `eval_step`: the average, where there is one."""
 
 
 def make_program(
@@ -255,7 +343,7 @@ def make_program(
     schedule: optax.Schedule,
     config: TrainConfig,
     mesh: Mesh,
-    moves: Any = None,
+    freeze: Freeze | None = None,
 ) -> Program:
     """Jits initialisation, step and evaluation with explicit layouts: the state is born sharded.
 
@@ -266,28 +354,37 @@ def make_program(
       schedule: its learning rate, to be reported.
       config: length and batch.
       mesh: the mesh.
-      moves: bool for each parameter, False = frozen: no gradient is computed of it and the optimizer doesn't know
-        it; None = all are trained.
+      freeze: what is frozen; None = nothing.
     """
-    make_state = make_init(model, tx, config.ema_decay > 0, config.seed, moves)
+    if freeze is None:
+        freeze = freezing(OptimConfig(), abstract_params(model, mesh)[0])
+    make_state = make_init(model, tx, config.ema_decay > 0, config.seed, freeze)
+    segmented = Transformer(model.config, lower=freeze.lower)
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(make_state)
-    params, param_shardings = abstract_params(model, mesh)
+    params, param_shardings = abstract_params(segmented, mesh)
     shardings = shardings_like(shapes, params, param_shardings, mesh)
-    target = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
     whole = NamedSharding(mesh, PartitionSpec())
     train_step = jax.jit(
-        make_train_step(model, task, tx, schedule, config, moves),
+        make_train_step(segmented, task, tx, schedule, config, freeze),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, whole),
         donate_argnums=0,
         compiler_options=compiler_options(mesh),
     )
+
+    def begin(params: Any) -> TrainState:
+        return first_state(params, tx, config.ema_decay > 0, freeze)
+
     return Program(
         mesh=mesh,
-        target=target,
+        target=jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings),
+        storage=make_storage(freeze, shapes, shardings, *abstract_params(model, mesh)),
         init=jax.jit(make_state, out_shardings=shardings),
+        # Parameters that stay as they are keep their memory; of stacks that are cut there is nothing to keep.
+        begin=jax.jit(begin, out_shardings=shardings, donate_argnums=() if freeze.lower else 0),
         train_step=train_step,
-        eval_step=make_eval_step(model, task, mesh, param_shardings),
+        eval_step=make_eval_step(segmented, task, mesh, param_shardings),
         summarise=task.summarise,
+        evaluated=lambda state: freeze.joined(state.params if state.ema is None else state.ema, state.frozen),
     )

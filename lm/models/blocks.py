@@ -268,9 +268,8 @@ class Block(nn.Module):
         kernel_init, out_init = (nn.initializers.normal(std) for std in (c.init_std, output_std(c, self.encoder)))
         attend = make_attention(c, name="attention", encoder=self.encoder)
         path = f"{stack_name(self.encoder)}/mlp"
-        mlp = Mlp(
-            c.width_of_mlp, c.activation, c.use_bias, kernel_init, out_init, dtype, param_dtype, c.lora, path, name="mlp"
-        )
+        widths = (c.width_of_mlp, c.activation, c.use_bias)
+        mlp = Mlp(*widths, kernel_init, out_init, dtype, param_dtype, c.lora, path, name="mlp")
         norm = functools.partial(Norm, c.norm, c.norm_epsilon, c.use_bias, dtype, param_dtype)
         attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
         drop = nn.Dropout(c.residual_dropout, deterministic=deterministic)

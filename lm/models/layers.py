@@ -145,7 +145,7 @@ def project_together(x: Array, *projections: Dense, deterministic: bool = True) 
     rows = x.astype(first.dtype).reshape(-1, x.shape[-1])
     y = rows @ jnp.concatenate([one.kernel for one in weights], axis=1)
     if first.use_bias:
-        y = y + jnp.concatenate([one.bias for one in weights])
+        y = y + jnp.concatenate([one.bias for one in weights if one.bias is not None])
     ends = itertools.accumulate(one.kernel.shape[1] for one in weights)
     parts = [
         add_low_rank(part, one, projection.low_rank_rows(rows, deterministic))

@@ -36,6 +36,9 @@ class Transformer(nn.Module):
     """
 
     config: ModelConfig
+    lower: tuple[tuple[str, int], ...] = ()
+    """Stacks (`layers`, `encoder_layers`) whose first so many layers have parameters of their own, `lower_layers` and
+    `lower_encoder_layers`, while a part of a model is frozen (`lm.optim.Freeze`); of a whole model, none."""
 
     def setup(self) -> None:
         """Declares the parts."""
@@ -66,7 +69,10 @@ class Transformer(nn.Module):
         if c.embedding_norm:
             self.embedding_norm = norm()
         self.embedding_drop = nn.Dropout(c.embedding_dropout)
-        self.layers = _stack(c, encoder=False)
+        lower = dict(self.lower)
+        if below := lower.get("layers", 0):
+            self.lower_layers = _stack(c, below, encoder=False)
+        self.layers = _stack(c, c.n_layers - below, encoder=False)
         if c.norm_place == "pre":
             self.final_norm = norm()
 
@@ -80,7 +86,9 @@ class Transformer(nn.Module):
             if c.embedding_norm:
                 self.encoder_embedding_norm = norm()
             self.encoder_embedding_drop = nn.Dropout(c.embedding_dropout)
-            self.encoder_layers = _stack(c, encoder=True)
+            if below := lower.get("encoder_layers", 0):
+                self.lower_encoder_layers = _stack(c, below, encoder=True)
+            self.encoder_layers = _stack(c, c.encoder_layers - below, encoder=True)
             if c.norm_place == "pre":
                 self.encoder_norm = norm()
 
@@ -122,6 +130,8 @@ class Transformer(nn.Module):
         if self.is_mutable_collection(INTERMEDIATES):
             self.put_variable(INTERMEDIATES, "encoder_embedded", x)
         context = dataclasses.replace(context, segments=source_segments)
+        if "encoder_layers" in dict(self.lower):
+            x, _ = self.lower_encoder_layers(x, None, context, deterministic)
         x, _ = self.encoder_layers(x, None, context, deterministic)
         return self.encoder_norm(x) if self.config.norm_place == "pre" else x
 
@@ -186,6 +196,9 @@ class Transformer(nn.Module):
             source_segments=source_segments,
             cache_at=cache_at,
         )
+        if "layers" in dict(self.lower):
+            check(cache is None, "a model with layers apart (Transformer.lower) doesn't decode; join them first")
+            x, _ = self.lower_layers(x, None, context, deterministic)
         x, cache = self.layers(x, cache, context, deterministic)
         return self.normed(x[:, prompted:]), cache
 
@@ -212,7 +225,8 @@ class Transformer(nn.Module):
           prompted: put the learned prompt in front; the tokens' positions begin behind it in any case.
 
         Returns:
-          `[B, T, D]`, or `[B, prompt_len + T, D]` with the prompt, and a `Context` with `angles` and `distance_bias` alone.
+          `[B, T, D]`, or `[B, prompt_len + T, D]` with the prompt; and a `Context` with `angles` and `distance_bias`
+          alone.
         """
         c = self.config
         B, T = tokens.shape
@@ -335,10 +349,9 @@ class Transformer(nn.Module):
         return self.logits(hidden)
 
 
-def _stack(config: ModelConfig, *, encoder: bool) -> Any:
-    """The blocks of the encoder of an encoder-decoder, or of the other stack, with parameters `[L, ...]`."""
+def _stack(config: ModelConfig, length: int, *, encoder: bool) -> Any:
+    """So many blocks of the encoder of an encoder-decoder, or of the other stack, with parameters `[L, ...]`."""
     c = config
-    length = c.encoder_layers if encoder else c.n_layers
     unroll = min(c.unroll, length) or length
     block: Any = Block
     if c.remat != "none":

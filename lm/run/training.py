@@ -26,7 +26,7 @@ from lm.data.prepare import Progress
 from lm.errors import check
 from lm.loop import Feed, Outcome, Reporter, check_resumable, fit
 from lm.models.transformer import Transformer
-from lm.optim import make_optimizer, make_schedule, moving
+from lm.optim import freezing, make_optimizer, make_schedule
 from lm.records import RunDirectory, differences, environment
 from lm.run.begin import begun, check_parent, with_parent
 from lm.run.datasets import AnyDataset, check_has_dataset, dataset_of, described, maker, prepared, split_batches
@@ -64,9 +64,16 @@ def check_experiment(experiment: Experiment) -> Mesh:
     loader.check_loader_config(data)
     task.check(model, data)
     seq_len, source_len = task.lengths(data)
+    prompt = f" less model.prompt_len {model.prompt_len}" if model.prompt_len else ""
     check(
-        data.seq_len <= model.max_len,
-        f"data.seq_len {data.seq_len} is longer than model.max_len {model.max_len}; raise one or lower the other",
+        data.seq_len <= model.context,
+        f"data.seq_len {data.seq_len} is longer than model.max_len {model.max_len}{prompt};"
+        " raise one or lower the other",
+    )
+    check(
+        not model.prompt_len or data.packing != "documents",
+        f"model.prompt_len is {model.prompt_len}, and with data.packing documents a row holds several texts behind one"
+        " prompt; set data.packing to pad, or to stream",
     )
     check(
         not model.encoder_layers or source_len <= model.max_len,
@@ -136,7 +143,7 @@ def start(
         new: tuple[str, ...] = ()
         if experiment.init_from.run is not None:
             fingerprint = dataset.tokenizer.fingerprint()
-            new = check_parent(experiment, fingerprint, parts.program.target.params, mesh)
+            new = check_parent(experiment, fingerprint, abstract_params(parts.model, mesh)[0], mesh)
     if parts.feed.validation is None:
         reporter.message(
             "no validation split, so nothing will be evaluated: no document fell into it; make more and smaller"
@@ -259,9 +266,9 @@ class _Parts:
         schedule = make_schedule(experiment.optim, total)
         params, _ = abstract_params(model, mesh)
         tx = make_optimizer(experiment.optim, schedule, params)
-        program = make_program(model, task, tx, schedule, train, mesh, moving(experiment.optim, params))
+        program = make_program(model, task, tx, schedule, train, mesh, freezing(experiment.optim, params))
         if experiment.init_from.run is not None:
-            first = functools.partial(begun, program.init, experiment, dataset.tokenizer.fingerprint(), mesh)
+            first = functools.partial(begun, program, experiment, dataset.tokenizer, mesh)
             program = dataclasses.replace(program, init=first)
         training = functools.partial(
             loader.training_batches,

@@ -1,10 +1,9 @@
-"""A run that is trained: loaded, and evaluated."""
+"""A run that is trained: loaded, and ready to be used."""
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,20 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from lm import config as configs
+from lm import tree
 from lm.checkpoint import Checkpoints
 from lm.config import Experiment
-from lm.data.mixture import Mixture
 from lm.errors import check
-from lm.evaluate import baselines, evaluate, make_eval_step, spoken
+from lm.loop import restore_frozen
 from lm.models.heads import pool
 from lm.models.transformer import Transformer
+from lm.optim import freezing
 from lm.records import RunDirectory
-from lm.run.datasets import AnyDataset, dataset_of, maker, split_batches, split_text, store_batches
 from lm.sharding import MeshConfig, make_mesh
-from lm.tasks.base import AnsweringTask
 from lm.text.chat import Chat
 from lm.text.template import Message
 from lm.text.tokenizer import Tokenizer, load_tokenizer
@@ -143,16 +141,15 @@ def load(path: Path, mesh: Mesh, checkpoint: str = "best") -> Trained:
     model = Transformer(experiment.model)
     shapes, shardings = abstract_params(model, mesh)
     averaged = experiment.train.ema_decay > 0
-
-    def stored(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape.shape, jnp.float32 if averaged else shape.dtype, sharding=sharding)
-
-    target = jax.tree.map(stored, shapes, shardings)
+    target = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
+    trained, frozen = tree.split(target, freezing(experiment.optim, shapes).moves)
+    if averaged:
+        trained = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32, sharding=s.sharding), trained)
     checkpoints = Checkpoints.read_only(run.checkpoints)
     try:
         step = choose_checkpoint(run, checkpoints, checkpoint)
         name = "ema" if averaged else "params"
-        params = checkpoints.restore(step, {name: target})[name]
+        params = tree.merge(checkpoints.restore(step, {name: trained})[name], restore_frozen(run, frozen))
     finally:
         checkpoints.close()
     return Trained(experiment, load_tokenizer(run.tokenizer), model, params, step)
@@ -174,68 +171,6 @@ def choose_checkpoint(run: RunDirectory, checkpoints: Checkpoints, wanted: str) 
         f"{run.path} has no checkpoint {wanted!r}; choose best, latest or one of {shown}",
     )
     return int(wanted)
-
-
-def evaluate_run(
-    path: Path,
-    *,
-    split: str = "validation",
-    checkpoint: str = "best",
-    mesh: MeshConfig | None = None,
-    max_batches: int | None = None,
-    with_baselines: bool = False,
-    on_batch: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """Evaluates a run on a split of its dataset.
-
-    Returns:
-      `step`, `split`, `loss`, `perplexity`, `accuracy`, `tokens`, `bits_per_byte` and, if asked for, the bits per byte
-      of two baselines on the same text; of an `AnsweringTask` also the scores of its texts.
-    """
-    run = RunDirectory.open(path)
-    devices = make_mesh(mesh or MeshConfig())
-    trained = load(path, devices, checkpoint)
-    dataset = dataset_of(run, trained.experiment, None)
-    rows = devices.shape["data"] * devices.shape["fsdp"]
-    batch_size = math.ceil(trained.experiment.train.batch_size / rows) * rows
-    batches, total = split_batches(dataset, trained.experiment, split, batch_size, max_batches)
-    with jax.set_mesh(devices):
-        shardings = jax.tree.map(lambda x: x.sharding, trained.params)
-        step = make_eval_step(trained.model, trained.experiment.task, devices, shardings)
-        result = evaluate(
-            step,
-            trained.params,
-            batches(),
-            devices,
-            tokens_per_byte=dataset.tokens_per_byte(split) if trained.experiment.task.spells_text else None,
-            summarise=trained.experiment.task.summarise,
-            on_batch=lambda done: on_batch(done, total),
-        )
-        result |= _text_scores(trained, dataset, split, batch_size, max_batches, devices)
-    report: dict[str, Any] = {"step": trained.step, "split": split, **result}
-    if with_baselines:
-        report |= baselines(split_text(dataset, split))
-    return report
-
-
-def _text_scores(
-    trained: Trained, dataset: AnyDataset, split: str, batch_size: int, max_batches: int | None, mesh: Mesh
-) -> dict[str, float]:
-    """Scores of the texts that a model gives, where its task has any and the batches hold a whole one."""
-    experiment, task = trained.experiment, trained.experiment.task
-    if not isinstance(task, AnsweringTask):
-        return {}
-    make = maker(experiment, dataset)
-    opened = dataset.store(split)
-    texts: list[tuple[str, Sequence[str]]] = []
-    for store in opened.stores if isinstance(opened, Mixture) else [opened]:
-        batches, count = store_batches(store, experiment, make, batch_size, max_batches)
-        said = spoken(functools.partial(task.say, trained.model), trained.params, batches(), mesh)
-        texts += task.texts(said, store, make(store, experiment.data, False))
-        max_batches = None if max_batches is None else max_batches - count
-        if max_batches == 0:
-            break
-    return task.score_texts(texts) if texts else {}
 
 
 def inference_mesh() -> Mesh:
