@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm import run as runs
+from lm.config import Experiment
 from lm.data.mixture import Mixture
 from lm.data.store import DatasetStore, part_texts
 from lm.errors import check
@@ -42,10 +44,11 @@ class Judged:
         write_lines(path, [json.dumps(dict(zip(names, row)), ensure_ascii=False) for row in rows])
 
 
-def check_judgeable(path: Path, sampling: SamplingConfig, limit: int | None) -> None:
+def check_judgeable(path: Path, sampling: SamplingConfig, limit: int | None, on: Experiment | None = None) -> None:
     """Raises `UserError` where a run writes no texts to sources, or each source would not get one text."""
-    kind = runs.load_experiment(RunDirectory.open(path)).task.kind
-    check(kind == "seq2seq", f"{path} was trained for {kind}; texts are written and scored for task seq2seq")
+    kind = (on or runs.load_experiment(RunDirectory.open(path))).task.kind
+    what = f"{path} was trained for" if on is None else "the task is"
+    check(kind == "seq2seq", f"{what} {kind}; texts are written and scored for task seq2seq")
     check(limit is None or limit >= 1, f"the number of documents is {limit}; it must be at least 1")
     check(sampling.n_best == 1, f"n_best is {sampling.n_best}, but each source gets one text; leave it out")
 
@@ -55,6 +58,7 @@ def judge(
     names: Sequence[str],
     sampling: SamplingConfig,
     *,
+    on: Experiment | None = None,
     language: Language = "en",
     split: str = "validation",
     checkpoint: str = "best",
@@ -68,8 +72,9 @@ def judge(
       path: the run directory.
       names: scores of `lm.text.scores`: bleu, chrf, rouge_l, exact_match, token_f1.
       sampling: how to choose tokens.
+      on: an experiment whose data and task count instead of the run's own.
       language: how texts are cut into tokens.
-      split: which split of the run's dataset.
+      split: which split of the dataset.
       checkpoint: `best`, `latest` or a step.
       batch_size: sources at a time.
       limit: only the first so many documents; None = all.
@@ -78,9 +83,10 @@ def judge(
     Raises:
       UserError: see `check_judgeable`; or a checkpoint or split that is not there.
     """
-    check_judgeable(path, sampling, limit)
-    trained = runs.load(path, runs.inference_mesh(), checkpoint)
-    opened = runs.dataset_of(RunDirectory.open(path), trained.experiment).store(split)
+    check_judgeable(path, sampling, limit, on)
+    experiment, dataset = runs.measured(path, on, split)
+    trained = dataclasses.replace(runs.load(path, runs.inference_mesh(), checkpoint), experiment=experiment)
+    opened = dataset.store(split)
     pairs: list[Sequence[str]] = []
     for store in opened.stores if isinstance(opened, Mixture) else [opened]:
         # Texts as they were read, where they were kept: a tokenizer may know fewer letters or words.

@@ -1,10 +1,12 @@
-"""`lm evaluate`: how good a run is on a split of its dataset."""
+"""`lm evaluate`: how good a run is on a split of its dataset, or of the data of a config."""
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -12,11 +14,19 @@ from lm import config as configs
 from lm import run as runs
 from lm.commands.exits import DONE
 from lm.commands.shared import RunArgument, open_console, show
+from lm.config import Experiment
+from lm.console import PreparationReporter
+from lm.data.config import DataConfig
 from lm.errors import check
 from lm.generate import SamplingConfig
 from lm.generate.texts import check_output
 from lm.judge import check_judgeable, judge
 from lm.sharding import MeshConfig
+from lm.tasks import AnyTask
+from lm.tasks.causal_lm import CausalLM
+from lm.text.augment import AugmentConfig
+from lm.text.clean import CleanConfig
+from lm.text.dedup import DedupConfig
 from lm.text.scores import Language
 
 
@@ -26,10 +36,15 @@ class EvaluateArguments:
 
     run: RunArgument
     """Run directory."""
+    on: Path | None = None
+    """A config file whose data and task count instead of the run's own, with the run's model and tokenizer. Its
+    settings of data, clean, dedup, augment and task can be overridden: --on CONFIG.py --data.source ..."""
     split: Literal["train", "validation", "test"] = "validation"
     """Which split."""
     checkpoint: str = "best"
-    """best (by validation loss), latest, or a step."""
+    """best (by validation loss, or what train.best names), latest, or a step."""
+    batch_size: int | None = None
+    """Rows at a time, which changes no result; None = as in training, or as the config of --on has it."""
     batches: int | None = None
     """At most so many batches; None = the whole split."""
     scores: tuple[Literal["bleu", "chrf", "rouge_l", "exact_match", "token_f1"], ...] = ()
@@ -50,13 +65,50 @@ class EvaluateArguments:
     """How devices are arranged."""
 
 
-def _scores(asked: EvaluateArguments, console: Console) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOnArguments(EvaluateArguments):
+    """How good a run is on the data and the task of a config."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """The text and how it is read."""
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    """The rules every document goes through before anything else."""
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    """Which duplicates are removed."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Altered copies of training documents."""
+    task: AnyTask = field(default_factory=CausalLM)
+    """The objective; the config file chooses it, the command line its settings."""
+
+
+_SECTIONS = ("data", "clean", "dedup", "augment", "task")
+
+
+def _parsed(arguments: list[str]) -> tuple[EvaluateArguments, Experiment | None]:
+    """What was asked for, and the experiment of `--on` with what was overridden."""
+    parts = [part for argument in arguments for part in _split_on(argument)]
+    if "--on" not in parts:
+        return configs.parse(EvaluateArguments, None, arguments, prog="lm evaluate"), None
+    at = parts.index("--on") + 1
+    check(at < len(parts), "--on needs the config file whose data the run is evaluated on")
+    experiment = configs.load_file(Path(parts[at]))
+    default = EvaluateOnArguments(run=tyro.MISSING, **{name: getattr(experiment, name) for name in _SECTIONS})
+    asked = configs.parse(EvaluateOnArguments, default, parts, prog=f"lm evaluate RUN --on {parts[at]}")
+    return asked, dataclasses.replace(experiment, **{name: getattr(asked, name) for name in _SECTIONS})
+
+
+def _split_on(argument: str) -> list[str]:
+    return argument.split("=", 1) if argument.startswith("--on=") else [argument]
+
+
+def _scores(asked: EvaluateArguments, on: Experiment | None, console: Console) -> dict[str, Any]:
     """What the run writes, scored; the texts to a file if that is asked for."""
     with console.status("writing") as status:
         judged = judge(
             asked.run,
             asked.scores,
             asked.sampling,
+            on=on,
             language=asked.language,
             split=asked.split,
             checkpoint=asked.checkpoint,
@@ -68,10 +120,10 @@ def _scores(asked: EvaluateArguments, console: Console) -> dict[str, Any]:
     return judged.scores | {"written": len(judged.texts), "cut": judged.cut}
 
 
-def _check_scores(asked: EvaluateArguments) -> None:
+def _check_scores(asked: EvaluateArguments, on: Experiment | None) -> None:
     """Raises `UserError` where scores can't be had, before anything is computed."""
     if asked.scores:
-        check_judgeable(asked.run, asked.sampling, asked.limit)
+        check_judgeable(asked.run, asked.sampling, asked.limit, on)
         if asked.texts is not None:
             check_output(asked.texts, "--texts")
         return
@@ -81,26 +133,41 @@ def _check_scores(asked: EvaluateArguments) -> None:
 
 def run(arguments: list[str]) -> int:
     """`lm evaluate RUN [options]`."""
-    asked = configs.parse(EvaluateArguments, None, arguments, prog="lm evaluate")
-    _check_scores(asked)
+    asked, on = _parsed(arguments)
+    _check_scores(asked, on)
     console = open_console()
-    with console.status("evaluating") as status:
+    progress = PreparationReporter(console)
+    status = console.status("evaluating")
+
+    def show_batch(done: int, total: int) -> None:
+        progress.close()  # two bars at once are one too many
+        status.start()
+        status.update(f"evaluating {done}/{total}")
+
+    try:
         result = runs.evaluate_run(
             asked.run,
+            on=on,
             split=asked.split,
             checkpoint=asked.checkpoint,
             mesh=asked.mesh,
+            batch_size=asked.batch_size,
             max_batches=asked.batches,
             with_baselines=asked.baselines,
-            on_batch=lambda done, total: status.update(f"evaluating {done}/{total}"),
+            progress=None if asked.json else progress,
+            on_batch=show_batch,
         )
+    finally:
+        progress.close()
+        status.stop()
     if asked.scores:
-        result |= _scores(asked, console)
+        result |= _scores(asked, on, console)
     if asked.json:
         print(json.dumps(result))
         return DONE
     # Above the table, not its title: that would be broken where the table is narrower.
-    show(console, f"{asked.run} at step {result['step']}, {result['split']} split")
+    where = "" if asked.on is None else f" of {asked.on}"
+    show(console, f"{asked.run} at step {result['step']}, {result['split']} split{where}")
     table = Table()
     table.add_column("what")
     table.add_column("value", justify="right")

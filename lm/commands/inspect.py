@@ -7,8 +7,7 @@ from lm import config as configs
 from lm import run as runs
 from lm.commands.exits import DONE
 from lm.commands.shared import RunArgument, open_console, show
-from lm.data.manifest import load_manifest
-from lm.errors import UserError, check
+from lm.errors import check
 from lm.records import RunDirectory
 from lm.report.attention import About, attention_page, check_head, chosen_layers, draw, write_page
 from lm.report.inspection import inspect, read, shapes
@@ -85,11 +84,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _classes(path: Path, kind: str) -> tuple[str, ...]:
-    """What the run's classes are called, as far as its dataset is still there to say."""
+    """What the run's classes are called, as far as anybody knows."""
     if kind == "bert":
         return ("the second text follows the first", "the second text is from elsewhere")
-    try:
-        recorded = RunDirectory(path).read("dataset.json", "folder", "fingerprint")
-        return tuple(load_manifest(Path(recorded["folder"])).labels)
-    except UserError:
-        return ()
+    run = RunDirectory(path)
+    return runs.labels_of(run, runs.load_experiment(run))

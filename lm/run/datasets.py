@@ -79,8 +79,12 @@ AnyDataset = Dataset | MixedDatasets
 
 
 @contextlib.contextmanager
-def prepared(experiment: Experiment, progress: Progress | None) -> Iterator[AnyDataset]:
+def prepared(
+    experiment: Experiment, progress: Progress | None, *, min_tokens: int | None = None
+) -> Iterator[AnyDataset]:
     """The dataset of an experiment, prepared if it is not there; those of a mixture must be there.
+
+    One whose training split has fewer than `min_tokens` is refused; None = what one example takes.
 
     One that this call made is removed again if the body finds a mistake that could not be told without it: a mistake
     leaves nothing behind.
@@ -106,7 +110,7 @@ def prepared(experiment: Experiment, progress: Progress | None) -> Iterator[AnyD
         clean=experiment.clean,
         dedup=experiment.dedup,
         augment=experiment.augment,
-        min_tokens=data.seq_len + 1,
+        min_tokens=data.seq_len + 1 if min_tokens is None else min_tokens,
     )
     try:
         yield Dataset.open(folder)
@@ -131,14 +135,29 @@ def _remove(folder: Path, parents: list[Path]) -> None:
 def described(dataset: AnyDataset) -> dict[str, Any]:
     """What `dataset.json` says."""
     folders = [str(folder.absolute()) for folder in dataset.folders]
-    return {"folder": folders[0], "folders": folders, "fingerprint": dataset.fingerprint}
+    found = {"folder": folders[0], "folders": folders, "fingerprint": dataset.fingerprint}
+    return found | ({"labels": list(dataset.labels)} if dataset.labels else {})
+
+
+def labels_of(run: RunDirectory, experiment: Experiment) -> tuple[str, ...]:
+    """What the classes of a run are called, in order of id; none if it has none, or nobody knows any more."""
+    if experiment.data.labels or not (run.path / "dataset.json").exists():
+        return experiment.data.labels
+    recorded = run.read("dataset.json", "folder", "fingerprint")
+    if "labels" in recorded:
+        return tuple(recorded["labels"])
+    try:  # a run of before they were written down
+        return tuple(load_manifest(Path(recorded["folder"])).labels)
+    except UserError:
+        return ()
 
 
 def check_has_dataset(run: RunDirectory) -> None:
     """Raises `UserError` for a run that was imported and not trained here."""
     check(
         (run.path / "dataset.json").exists() or not (run.path / "pretrained").is_dir(),
-        f"{run.path} was imported, so it has no dataset; `lm generate`, `lm inspect` and `lm export` work without one",
+        f"{run.path} was imported, so it has no dataset; name one with `lm evaluate {run.path} --on CONFIG.py`, or"
+        f" begin a run with `lm train CONFIG.py --init-from.run {run.path}`",
     )
 
 
