@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from lm.hf.source import CONFIG, GENERATION, open_source, read_json
 from lm.hf.tokenizer import begins_texts, copy_files, open_tokenizer, save_tokenizer, write_tokenizer
 from lm.loop import Progress
 from lm.models.config import Float
+from lm.models.lora import LoraConfig
 from lm.models.transformer import Transformer
+from lm.peft import merged
 from lm.records import RunDirectory, environment
 from lm.run.use import load
 from lm.tasks import AnyTask
@@ -87,9 +89,7 @@ def import_run(
     tokenizer = open_tokenizer(opened, vocab_size, ids=ids)
     params = load_params(found, shapes, shardings, on_leaf)
 
-    run = RunDirectory.create(path)
-    run.lock()
-    try:
+    with new_run(path) as run:
         original = run.pretrained
         original.mkdir()
         for name in (CONFIG, GENERATION):
@@ -98,13 +98,7 @@ def import_run(
         if not ids:
             copy_files(opened.folder, original)
         tokenizer = save_tokenizer(tokenizer, opened, vocab_size, run.tokenizer)
-        run.write("environment.json", environment())
-        progress = dataclasses.asdict(Progress())
-        extra = {"examples": 0, "tokenizer": tokenizer.fingerprint(), "progress": progress}
-        in_flight = max(leaf.nbytes for leaf in jax.tree.leaves(params)) + 2**20
-        with contextlib.closing(Checkpoints(run.checkpoints, keep=1, in_flight=in_flight)) as checkpoints:
-            checkpoints.save(0, {"params": params}, extra, best=None)
-            checkpoints.wait()
+        save_parameters(run, params, tokenizer)
         data = DataConfig(
             seq_len=min(model.max_len, 1024),
             packing="documents" if begins_texts(tokenizer, found.family.name) else "stream",
@@ -117,6 +111,17 @@ def import_run(
         )
         run.set_status("finished", step=0, reason=f"imported from {source}")
         run.write("config.json", configs.to_dict(experiment))  # last, as it makes the folder a run
+    return Imported(found, experiment, tokenizer, tree.count_parameters(shapes))
+
+
+@contextlib.contextmanager
+def new_run(path: Path) -> Iterator[RunDirectory]:
+    """A run directory, locked, to write a whole run into; where that fails it is gone again."""
+    run = RunDirectory.create(path)
+    run.lock()
+    try:
+        run.write("environment.json", environment())
+        yield run
     except BaseException as error:  # Ctrl-C as well: what is there is none of a run
         shutil.rmtree(path, ignore_errors=True)
         if isinstance(error, OSError):
@@ -124,7 +129,15 @@ def import_run(
         raise
     finally:
         run.unlock()
-    return Imported(found, experiment, tokenizer, tree.count_parameters(shapes))
+
+
+def save_parameters(run: RunDirectory, params: Any, tokenizer: Tokenizer) -> None:
+    """Writes a run's one checkpoint, of step 0."""
+    extra = {"examples": 0, "tokenizer": tokenizer.fingerprint(), "progress": dataclasses.asdict(Progress())}
+    in_flight = max(leaf.nbytes for leaf in jax.tree.leaves(params)) + 2**20
+    with contextlib.closing(Checkpoints(run.checkpoints, keep=1, in_flight=in_flight)) as checkpoints:
+        checkpoints.save(0, {"params": params}, extra, best=None)
+        checkpoints.wait()
 
 
 def _task_of(found: Pretrained) -> AnyTask:
@@ -163,6 +176,8 @@ def export_run(
 ) -> Exported:
     """Writes a run's model and tokenizer as `transformers.AutoModel….from_pretrained` loads them.
 
+    Low-rank terms are merged into their matrices.
+
     Args:
       path: the run directory.
       folder: where to, not there yet.
@@ -181,9 +196,16 @@ def export_run(
     experiment = configs.from_dict(Experiment, run.read("config.json"), where=str(run.path / "config.json"))
     original = run.pretrained
     config = read_json(original / CONFIG) if (original / CONFIG).is_file() else {}
-    model, task = experiment.model, experiment.task.kind
+    tuned, task = experiment.model, experiment.task.kind
+    check(
+        not (tuned.adapter_dim or tuned.prompt_len),
+        f"{path} has {'adapters' if tuned.adapter_dim else 'a learned prompt'}, which no model of transformers has;"
+        " export what was trained alone, with --adapter",
+    )
+    model = dataclasses.replace(tuned, lora=LoraConfig())
     family, architecture, ours = expressed(model, task, config.get("model_type"))
     trained = load(path, mesh, checkpoint)
+    params = merged(tuned, trained.params)[1] if tuned.lora.rank else trained.params
     tokenizer = trained.tokenizer
     kept = {name: value for name, value in config.items() if name not in _REPLACED}
     if config.get("model_type") != ours["model_type"]:
@@ -201,7 +223,7 @@ def export_run(
             made,
             family,
             architecture,
-            trained.params,
+            params,
             dtype=jnp.dtype(wanted),
             max_shard_size=size,
             on_shard=on_shard,
