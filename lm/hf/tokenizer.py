@@ -11,7 +11,7 @@ from lm.errors import UserError, check
 from lm.hf.export import write_json
 from lm.hf.source import TOKENIZER_FILES, Source, read_json
 from lm.text.base import META_FILE, ROLES, ByteTokenizer, Tokenizer, write_meta
-from lm.text.files import load_tokenizer, open_file
+from lm.text.files import TEMPLATE_FILE, load_tokenizer, open_file, template_beside
 from lm.text.ids import IdsTokenizer
 from lm.text.spm import SPM_FILE, SentencePieceTokenizer
 from lm.text.subword import HF_FILE, SubwordTokenizer
@@ -111,7 +111,15 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_len: int) -> str | N
         return "transformers has no tokenizer that cuts texts into words as this run's does, so none was written"
     (folder / HF_FILE).write_text(definition, encoding="utf-8")
     write_json(folder / "tokenizer_config.json", _settings(tokenizer, max_len))
+    write_template(tokenizer, folder)
     return None
+
+
+def write_template(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes the chat template that a tokenizer has, where another or none lies in the folder."""
+    template, there = tokenizer.chat_template, template_beside(folder)
+    if template is not None and (there is None or there.source != template.source):
+        (folder / TEMPLATE_FILE).write_text(template.source, encoding="utf-8")
 
 
 def _settings(tokenizer: Tokenizer, max_len: int) -> dict[str, Any]:

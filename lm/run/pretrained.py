@@ -24,7 +24,14 @@ from lm.hf.export import parse_size, token_ids, unfinished, write_configs, write
 from lm.hf.families import expressed
 from lm.hf.load import Pretrained, check_weights, load_params, recognise
 from lm.hf.source import CONFIG, GENERATION, open_source, read_json
-from lm.hf.tokenizer import begins_texts, copy_files, open_tokenizer, save_tokenizer, write_tokenizer
+from lm.hf.tokenizer import (
+    begins_texts,
+    copy_files,
+    open_tokenizer,
+    save_tokenizer,
+    write_template,
+    write_tokenizer,
+)
 from lm.loop import Progress
 from lm.models.config import Float
 from lm.models.lora import LoraConfig
@@ -233,6 +240,8 @@ def export_run(
         note = None
         if not (original.is_dir() and copy_files(original, made)):
             note = write_tokenizer(tokenizer, made, model.max_len)
+        else:
+            write_template(tokenizer, made)
         made.replace(folder)
     except OSError as error:
         raise UserError(f"can't write {folder}: {error.strerror}") from error

@@ -63,8 +63,9 @@ class Instruction(TokenTask):
             if examples.left_out and training and not told:
                 told = True
                 log.warning(
-                    "%d conversations are left out of training: their last response is longer than a row",
+                    "%d of %d conversations are left out of training: their last response is longer than a row",
                     examples.left_out,
+                    len(store.document_offsets) - 1,
                 )
             return examples
 

@@ -14,6 +14,7 @@ from lm.models.transformer import ModelConfig
 from lm.optim import OptimConfig
 from lm.sharding import MeshConfig
 from lm.tasks import TASKS, AnyTask
+from lm.text.chat import ChatConfig
 from lm.text.tokenizer import TokenizerConfig
 from lm.train import TrainConfig
 
@@ -37,6 +38,7 @@ SERVES = {
     "bert": ("bert",),
     "span_corruption": ("t5", "transformer"),
     "seq2seq": ("t5", "transformer", "gpt", "llama", "prefix"),
+    "instruction": ("gpt", "llama"),
     "classification": ("bert", "gpt", "llama", "prefix"),
     "extractive_qa": ("bert",),
 }
@@ -44,10 +46,13 @@ PAIRS = [(family, kind) for kind, families in SERVES.items() for family in famil
 # Each objective and each family once; the rest is slow.
 FAST = [("gpt", "causal_lm"), ("prefix", "prefix_lm"), ("bert", "masked_lm"), ("bert", "bert")]
 FAST += [("transformer", "span_corruption"), ("t5", "seq2seq"), ("llama", "classification"), ("bert", "extractive_qa")]
+FAST += [("llama", "instruction")]
 
 DATA: dict[str, dict[str, Any]] = {
+    "prefix_lm": {"packing": "documents"},
     "bert": {"sentences": True},
     "seq2seq": {"fields": ("a", "b")},
+    "instruction": {"fields": ("a", "b"), "chat": ChatConfig(template="plain"), "packing": "documents"},
     "classification": {"label_field": "y"},
 }
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -97,14 +102,12 @@ def experiment(folder: Path, family: str, kind: str, **train: Any) -> Experiment
         write_corpus(corpus)
         write_questions(folder / "questions.json")
     specials = ("<mask>", *(f"<extra_id_{i}>" for i in range(4)))
-    packing = {"prefix_lm": "documents", "causal_lm": "stream"}.get(kind, "stream")
     return Experiment(
         data=DataConfig(
             source=f"squad:{folder / 'questions.json'}" if kind == "extractive_qa" else f"jsonl:{corpus}",
             root=str(folder / "datasets"),
             validation_fraction=0.2,
             seq_len=24,
-            packing=packing,
             **DATA.get(kind, {}),
         ),
         tokenizer=TokenizerConfig(kind="bpe", vocab_size=300, special_tokens=specials),
