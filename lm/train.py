@@ -108,6 +108,10 @@ class InitConfig:
     """The run's checkpoint: best, latest or a step."""
     merge: bool = False
     """Add the run's low-rank terms to the matrices that they stand beside; otherwise they are trained on."""
+    resize_vocab: Literal["no", "mean", "pieces"] = "no"
+    """Take another tokenizer than the run's: rows of pieces that both have stay, a new one is the mean of all rows with
+    a little noise (mean), or the mean of the rows of the pieces that the old tokenizer cuts it into (pieces). The
+    table is padded to a multiple of model.vocab_multiple."""
 
 
 @struct.dataclass

@@ -16,7 +16,7 @@ from lm.errors import UserError
 from lm.models.transformer import ModelConfig
 from lm.optim import OptimConfig
 from lm.tasks.causal_lm import PrefixLM
-from lm.text.tokenizer import TokenizerConfig
+from lm.text.tokenizer import TokenizerConfig, load_tokenizer
 from lm.train import InitConfig
 
 # In float32 a rate of 0, so that a run's first checkpoint shows what it began with.
@@ -129,7 +129,40 @@ def test_a_run_in_parts_is_the_straight_run_and_needs_its_parent_no_more(parent:
     small_runs.assert_same_run(tmp_path / "straight", tmp_path / "parts")
 
 
+@pytest.mark.parametrize("how", ["mean", "pieces"])
+def test_another_vocabulary(parent: Path, tmp_path: Path, how: str) -> None:
+    """Rows of shared pieces, in the table that is the head as well, stay; every other parameter is taken over."""
+    settings = child(
+        parent,
+        "masked_lm",
+        init_from={"resize_vocab": how},
+        tokenizer=TokenizerConfig(kind="wordpiece", vocab_size=60, special_tokens=("<mask>",)),
+        model={"vocab_multiple": 32},
+    )
+    reporter = small_runs.Silent()
+    runs.start(settings, tmp_path / "run", reporter)
+    theirs, mine = params(parent / "run"), params(tmp_path / "run")
+    assert theirs.keys() == mine.keys()
+    tables = {name for name in theirs if theirs[name].shape != mine[name].shape}
+    assert tables == {"params/embed/embedding", "params/head_bias/bias"}
+    for name in theirs.keys() - tables:
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+    old, new = (load_tokenizer(path / "tokenizer") for path in (parent / "run", tmp_path / "run"))
+    table, before = mine["params/embed/embedding"], theirs["params/embed/embedding"]
+    assert table.shape[0] % 32 == 0
+    assert table.shape[0] - 32 < new.vocab_size <= table.shape[0]
+    np.testing.assert_array_equal(table[new.mask_id], before[old.mask_id])
+    np.testing.assert_array_equal(table[new.encode("s")[-1]], before[old.encode(" s")[-1]])
+    (said,) = [text for text in reporter.named("message") if text.startswith("the vocabulary of")]
+    assert "rows kept" in said
+    assert not (tmp_path / "run" / "pretrained").exists()
+
+
 MISTAKES = {
+    "a size of the vocabulary": (
+        {"init_from": {"resize_vocab": "mean"}, "model": {"vocab_size": 500}},
+        "model.vocab_size is 500, and init_from.resize_vocab takes the tokenizer's",
+    ),
     "no run": ({"init_from": {"run": "nowhere"}}, "nowhere"),
     "no checkpoint": ({"init_from": {"checkpoint": "77"}}, "has no checkpoint '77'"),
     "another width": ({"model": {"d_model": 12}}, "model.d_model is 12, and init_from.run .* has 16; leave it out"),

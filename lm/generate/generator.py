@@ -16,6 +16,7 @@ from lm.generate.beam import search
 from lm.generate.decode import bucket, draw_chunk, for_decoding, prefill
 from lm.generate.sampling import SamplingConfig
 from lm.models.transformer import ModelConfig
+from lm.peft import merged
 from lm.sharding import batch_sharding
 
 Finished = Literal["eos", "stop", "length"]
@@ -78,6 +79,8 @@ class Generator:
             " generation needs a causal or prefix model, or an encoder-decoder",
         )
         config = config.with_vocabulary(vocab_size)
+        if config.lora.rank:  # beside the matrices, terms would cost a product each for every token
+            config, params = merged(config, params)
         for name, token in (("eos_id", eos_id), ("bos_id", bos_id)):
             check(
                 token is None or 0 <= token < vocab_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,21 @@ from lm.run.use import choose_checkpoint, load, load_experiment
 from lm.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 from lm.train import INIT, Program, TrainState, abstract_params, random_key
 from lm.tree import path_leaves, path_string
+from lm.vocabulary import resized
 
 # Settings of a model that are a new run's own: how it is computed, and the heads its objective wants.
 _DROPOUT = ("embedding_dropout", "residual_dropout", "attention_dropout", "classifier_dropout")
-_OWN = (*_DROPOUT, "attention", "compute_dtype", "param_dtype", "remat", "unroll", "n_classes", "span_head")
+_OWN = (
+    *_DROPOUT,
+    "vocab_multiple",
+    "attention",
+    "compute_dtype",
+    "param_dtype",
+    "remat",
+    "unroll",
+    "n_classes",
+    "span_head",
+)
 # Settings that a new run may change and otherwise takes over.
 _CHANGEABLE = ("mask", "max_len", "pooling", "pooler")
 # What may be added to a model that has none of it, and is otherwise taken over.
@@ -77,7 +89,14 @@ def with_parent(experiment: Experiment) -> Experiment:
         name = field.name
         value, theirs = getattr(asked, name), getattr(parent, name)
         default = getattr(ModelConfig(), name)
-        if name in _OWN or (name in _CHANGEABLE and value != default) or (name in _ADDED and theirs == default):
+        if name == "vocab_size" and config.resize_vocab != "no":
+            check(
+                value is None,
+                f"model.vocab_size is {value}, and init_from.resize_vocab takes the tokenizer's, padded to a multiple"
+                " of model.vocab_multiple; leave it out",
+            )
+            taken[name] = None
+        elif name in _OWN or (name in _CHANGEABLE and value != default) or (name in _ADDED and theirs == default):
             taken[name] = value
         else:
             remedy = "leave it out, or set init_from.merge" if name == "lora" else "leave it out"
@@ -125,13 +144,15 @@ def check_parent(experiment: Experiment, fingerprint: str, params: Any, mesh: Me
     run = RunDirectory.open(Path(config.run or ""))
     known = load_tokenizer(run.tokenizer).fingerprint()
     check(
-        known == fingerprint,
+        known == fingerprint or config.resize_vocab != "no",
         f"init_from.run {config.run} has the tokenizer {known} and the dataset {fingerprint}; set"
-        f" tokenizer.kind file:{run.tokenizer}",
+        f" tokenizer.kind file:{run.tokenizer}, or init_from.resize_vocab to take the dataset's",
     )
     parent = load_experiment(run).model
     if config.merge:
         parent = dataclasses.replace(parent, lora=LoraConfig())
+    if config.resize_vocab != "no":
+        parent = dataclasses.replace(parent, vocab_size=experiment.model.vocab_size)
     theirs, _ = abstract_params(Transformer(parent), mesh)
     there = {path: leaf.shape for path, leaf in path_leaves(theirs)}
     new = []
@@ -146,7 +167,9 @@ def check_parent(experiment: Experiment, fingerprint: str, params: Any, mesh: Me
     return tuple(new)
 
 
-def begun(program: Program, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh) -> TrainState:
+def begun(
+    program: Program, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh, tell: Callable[[str], None]
+) -> TrainState:
     """The first state: that of a new run, with the parameters of `init_from.run` in it.
 
     Args:
@@ -154,6 +177,7 @@ def begun(program: Program, experiment: Experiment, tokenizer: Tokenizer, mesh: 
       experiment: the experiment, from `with_parent`, its model settled.
       tokenizer: of its dataset.
       mesh: the mesh.
+      tell: called with a line on what became of the vocabulary, where it is another.
     """
     config, model = experiment.init_from, Transformer(experiment.model)
     shapes, shardings = abstract_params(model, mesh)
@@ -169,6 +193,11 @@ def begun(program: Program, experiment: Experiment, tokenizer: Tokenizer, mesh: 
     made: dict[str, jax.Array] = jax.jit(draw, out_shardings={path: at[path] for path in new})() if new else {}
     parent = load(Path(config.run or ""), mesh, config.checkpoint)
     params = merged(parent.model.config, parent.params)[1] if config.merge else parent.params
+    if config.resize_vocab != "no":
+        shape = dataclasses.replace(parent.model.config, vocab_multiple=experiment.model.vocab_multiple)
+        seed = experiment.train.seed
+        _, params, carried = resized(shape, params, parent.tokenizer, tokenizer, how=config.resize_vocab, seed=seed)
+        tell(f"the vocabulary of {tokenizer.vocab_size} pieces: {carried}")
     theirs = dict(path_leaves(params))
     del parent, params
     if "prompt/embedding" in new:

@@ -139,7 +139,7 @@ def start(
         model = experiment.model.with_vocabulary(dataset.tokenizer.vocab_size)
         model = experiment.task.settle(model, dataset.labels)
         experiment = dataclasses.replace(experiment, model=model)
-        parts = _Parts.build(experiment, dataset, mesh)
+        parts = _Parts.build(experiment, dataset, mesh, reporter)
         new: tuple[str, ...] = ()
         if experiment.init_from.run is not None:
             fingerprint = dataset.tokenizer.fingerprint()
@@ -167,7 +167,9 @@ def start(
         run.write("dataset.json", described(dataset))
         dataset.tokenizer.save(run.tokenizer)
         parent = experiment.init_from.run
-        if parent is not None and (original := RunDirectory(Path(parent)).pretrained).is_dir():
+        original = RunDirectory(Path(parent or "")).pretrained
+        # Tokenizer files among it would be those of another vocabulary.
+        if parent is not None and experiment.init_from.resize_vocab == "no" and original.is_dir():
             shutil.copytree(original, run.pretrained, dirs_exist_ok=True)
         # Last, as it makes the folder a run: killed before, it can be started again, killed after, resumed.
         run.write("config.json", configs.to_dict(experiment))
@@ -200,7 +202,7 @@ def resume(
         own = dataclasses.replace(experiment, tokenizer=TokenizerConfig(kind=f"file:{run.tokenizer}"))
         mesh = check_experiment(own if not experiment.data.mixture.datasets else experiment)
         dataset = dataset_of(run, experiment, progress, elsewhere=experiment.data.root != saved.data.root)
-        parts = _Parts.build(experiment, dataset, mesh)
+        parts = _Parts.build(experiment, dataset, mesh, reporter)
         step = check_resumable(run, parts.program, dataset.tokenizer.fingerprint())
         check(
             stop_at is None or stop_at > step,
@@ -245,7 +247,7 @@ class _Parts:
     """Documents that don't fit into a row and lose a part."""
 
     @classmethod
-    def build(cls, experiment: Experiment, dataset: AnyDataset, mesh: Mesh) -> _Parts:
+    def build(cls, experiment: Experiment, dataset: AnyDataset, mesh: Mesh, reporter: Reporter) -> _Parts:
         data, train = experiment.data, experiment.train
         task: Task = experiment.task
         make = maker(experiment, dataset)
@@ -268,7 +270,7 @@ class _Parts:
         tx = make_optimizer(experiment.optim, schedule, params)
         program = make_program(model, task, tx, schedule, train, mesh, freezing(experiment.optim, params))
         if experiment.init_from.run is not None:
-            first = functools.partial(begun, program, experiment, dataset.tokenizer, mesh)
+            first = functools.partial(begun, program, experiment, dataset.tokenizer, mesh, reporter.message)
             program = dataclasses.replace(program, init=first)
         training = functools.partial(
             loader.training_batches,
