@@ -17,6 +17,7 @@ import numpy as np
 from lm.checkpoint import Checkpoints
 from lm.errors import check
 from lm.evaluate import evaluate, to_devices
+from lm.metrics import is_better
 from lm.models.transformer import Transformer, flops_per_token
 from lm.records import MetricWriter, RunDirectory
 from lm.sharding import peak_flops
@@ -80,9 +81,18 @@ class Progress:
     seconds: float = 0.0
     """Time spent training so far, over all sessions."""
     best_step: int | None = None
-    best_loss: float | None = None
+    best_value: float | None = None
+    """Of `train.best`."""
     stale: int = 0
     """Evaluations since the best."""
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any]) -> "Progress":
+        """As a checkpoint has it; one of before there was `train.best` called the value by the name of the loss."""
+        values = dict(saved)
+        if "best_loss" in values:
+            values["best_value"] = values.pop("best_loss")
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -236,7 +246,7 @@ def _restore_or_init(
                 if not once.steps():  # a run that was killed before its first checkpoint has written them already
                     once.save(0, {"params": frozen}, {}, best=None)
         return state, Progress()
-    progress = Progress(**checkpoints.restore_extra(latest)["progress"])
+    progress = Progress.read(checkpoints.restore_extra(latest)["progress"])
     frozen = restore_frozen(run, storage.frozen_target)
     return storage.restored(checkpoints.restore(latest, storage.target), frozen), progress
 
@@ -308,7 +318,7 @@ class _Loop:
                 self.checkpoints.wait()
                 return Outcome("preempted", step, signals.received or f"asked to stop at step {step}", self.validation)
         self.checkpoints.wait()
-        patience = f"no better validation loss in {config.patience} evaluations"
+        patience = f"no better validation {config.best} in {config.patience} evaluations"
         return Outcome("finished", step, patience if self.out_of_patience() else "all steps done", self.validation)
 
     def out_of_patience(self) -> bool:
@@ -397,10 +407,9 @@ class _Loop:
         self.writer.write(record)
         self.reporter.evaluated(record)
         self.validation = result
-        best = self.progress.best_loss
-        better = math.isfinite(result["loss"]) and (best is None or result["loss"] < best)
+        better = is_better(self.config.best, result[self.config.best], self.progress.best_value)
         if better:
-            self.progress.best_step, self.progress.best_loss, self.progress.stale = step, result["loss"], 0
+            self.progress.best_step, self.progress.best_value, self.progress.stale = step, result[self.config.best], 0
         else:
             self.progress.stale += 1
         return better
@@ -419,7 +428,7 @@ class _Loop:
         self.checkpoints.save(step, self.program.storage.stored(state), extra, best=self.progress.best_step)
         self.saved = step
         if self.progress.best_step is not None:
-            best = {"step": self.progress.best_step, "loss": self.progress.best_loss}
+            best = {"step": self.progress.best_step, "metric": self.config.best, "value": self.progress.best_value}
             self.run_directory.write("best.json", best)
         clock.leave_out(time.monotonic() - started)
 

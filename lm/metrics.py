@@ -169,6 +169,17 @@ def confusion(labels: jax.Array, predictions: jax.Array, weights: jax.Array, n_c
     return jnp.matmul(labelled.T, (predictions[:, None] == classes).astype(jnp.float32), precision="highest")
 
 
+def is_better(name: str, value: float, best: float | None) -> bool:
+    """Whether a metric is better than the best so far (None = none yet); what is not finite never is.
+
+    Losses, perplexity and bits per byte are better where they are lower, everything else where it is higher.
+    """
+    if not math.isfinite(value) or best is None:
+        return math.isfinite(value)
+    lower = name.endswith("loss") or name in ("perplexity", "bits_per_byte")
+    return value < best if lower else value > best
+
+
 def perplexity(loss: float) -> float:
     """`exp` of nats per token; infinite where that overflows."""
     return math.inf if loss >= 700 else math.exp(loss)

@@ -53,11 +53,14 @@ class TrainConfig:
     eval_batches: int | None = None
     """At most so many validation batches; None = the whole split."""
     save_every: int = 100
-    """Steps between checkpoints; one is also written at the end and at every best validation loss; 0 = only then."""
+    """Steps between checkpoints; one is also written at the end and at every best evaluation; 0 = only then."""
     keep: int = 2
-    """How many of the latest checkpoints to keep, besides the best by validation loss."""
+    """How many of the latest checkpoints to keep, besides the best (see best)."""
+    best: str = "loss"
+    """What of an evaluation makes a checkpoint the best: loss, or anything else that the task reports, such as
+    accuracy or macro_f1. Of losses, perplexity and bits per byte the lowest is best, of all others the highest."""
     patience: int | None = None
-    """Stop after so many evaluations in a row without a better validation loss; None = never."""
+    """Stop after so many evaluations in a row that were not the best so far (see best); None = never."""
     ema_decay: float = 0.0
     """Decay per step of an average of the parameters, used for evaluation and generation; 0 = no average."""
     non_finite: Literal["halt", "skip"] = "halt"

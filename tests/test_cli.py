@@ -150,6 +150,18 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         [*TRAIN, "--train.patience", "1", "--data.validation-fraction", "0"],
         r"train\.patience needs a validation split; set data\.validation_",
     ),
+    "best by what is not reported": (
+        [*TRAIN, "--train.best", "macro_f1"],
+        r"train\.best is 'macro_f1', which task causal_lm doesn't report; choose one of loss, perplexity, accuracy, bits",
+    ),
+    "best without validation": (
+        [*TRAIN, "--train.best", "accuracy", "--data.validation-fraction", "0"],
+        r"train\.best needs a validation split; set data\.validation_",
+    ),
+    "resume by another metric": (
+        ["train", "--resume", "stopped", "--train.best", "accuracy"],
+        r"train\.best is 'accuracy' but the run was started with 'loss'; a resumed run keeps",
+    ),
     "run under a file": (["train", "config.py", "--run", "corpus.txt/run"], r"corpus\.txt is not a writable folder"),
     "run is a file": (["train", "config.py", "--run", "corpus.txt"], r"corpus\.txt is a file; choose another"),
     "run of another": (

@@ -183,3 +183,26 @@ def test_the_error_of_macro_f1_is_that_of_a_bootstrap():
     assert found["micro_f1_se"] == found["accuracy_se"]
     right = metrics.classification({"confusion": np.diag([5.0, 0.0, 7.0]), "loss": 0.0, "weight": 12.0})
     assert (right["macro_f1"], right["macro_f1_se"]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["loss", "masked_loss", "perplexity", "bits_per_byte"])
+def test_lower_is_better_of_losses(name: str):
+    assert metrics.is_better(name, 1.0, None)
+    assert metrics.is_better(name, 1.0, 1.5)
+    assert not metrics.is_better(name, 1.5, 1.0)
+    assert not metrics.is_better(name, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "next_accuracy", "macro_f1", "micro_f1"])
+def test_higher_is_better_of_scores(name: str):
+    assert metrics.is_better(name, 0.5, None)
+    assert metrics.is_better(name, 0.6, 0.5)
+    assert not metrics.is_better(name, 0.5, 0.6)
+    assert not metrics.is_better(name, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["loss", "accuracy"])
+def test_what_is_not_finite_is_never_better(name: str, value: float):
+    assert not metrics.is_better(name, value, None)
+    assert not metrics.is_better(name, value, 0.5)

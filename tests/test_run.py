@@ -76,6 +76,40 @@ def test_early_stopping_ends_the_same_run_at_the_same_step(tmp_path: Path):
     assert all((before[name] == value).all() for name, value in small.state(tmp_path / "straight").items())
 
 
+def test_the_best_may_be_that_of_another_metric(tmp_path: Path):
+    """Which checkpoint is kept and loaded, and when patience is at its end; of equals the first."""
+    settings = small.experiment(
+        tmp_path,
+        optim={"peak_lr": 0.05, "schedule": "constant", "warmup": 0.0},
+        train={"steps": 30, "eval_every": 1, "save_every": 4, "patience": 3, "best": "accuracy"},
+    )
+    outcome = small.start(settings, tmp_path / "straight")
+    held_out = [record for record in small.metrics(tmp_path / "straight") if record["split"] == "validation"]
+    values = [record["accuracy"] for record in held_out]
+    step = 1 + int(np.argmax(values))
+    assert outcome.reason == "no better validation accuracy in 3 evaluations"
+    assert outcome.step == len(values) == step + 3
+    losses = [record["loss"] for record in held_out]
+    assert step != 1 + int(np.argmin(losses)), "by the loss another would be the best"
+    best = json.loads((tmp_path / "straight/best.json").read_text())
+    assert best == {"step": step, "metric": "accuracy", "value": max(values)}
+    mesh = make_mesh(MeshConfig(devices=1))
+    assert runs.load(tmp_path / "straight", mesh).step == step
+    assert small.train_in_parts(settings, tmp_path / "parts", step, step + 2).reason == outcome.reason
+    small.assert_same_run(tmp_path / "straight", tmp_path / "parts")
+
+
+def test_a_run_of_before_there_was_another_metric_goes_on(tmp_path: Path):
+    settings = small.experiment(tmp_path, train={"patience": 5, "eval_every": 1})
+    small.start(settings, tmp_path / "straight")
+    small.start(settings, tmp_path / "old", stop_at=4)
+    written = tmp_path / "old" / "checkpoints" / "4" / "extra" / "metadata"
+    written.write_text(written.read_text().replace('"best_value"', '"best_loss"'))
+    assert "best_loss" in written.read_text()
+    small.resume(tmp_path / "old")
+    small.assert_same_run(tmp_path / "straight", tmp_path / "old")
+
+
 def test_what_a_killed_run_wrote_after_its_checkpoint_is_written_again(tmp_path: Path):
     settings = small.experiment(tmp_path)
     small.start(settings, tmp_path / "straight")
@@ -142,7 +176,7 @@ def test_the_latest_are_kept_and_the_best_apart(tmp_path: Path):
     outcome = small.start(settings, tmp_path / "run")
     best = json.loads((tmp_path / "run/best.json").read_text())
     losses = {r["step"]: r["loss"] for r in small.metrics(tmp_path / "run") if r["split"] == "validation"}
-    assert best == {"step": min(losses, key=losses.__getitem__), "loss": min(losses.values())}
+    assert best == {"step": min(losses, key=losses.__getitem__), "metric": "loss", "value": min(losses.values())}
     assert best["step"] < 10, "the run should have got worse"
     assert small.checkpoint_steps(tmp_path / "run") == [best["step"], 10, 11, 12]
     mesh = make_mesh(MeshConfig(devices=1))
@@ -154,7 +188,7 @@ def test_the_latest_are_kept_and_the_best_apart(tmp_path: Path):
     ):
         runs.load(tmp_path / "run", mesh, "4")
     # best.json is written while its checkpoint still is: the word of the last whole checkpoint counts.
-    RunDirectory(tmp_path / "run").write("best.json", {"step": 13, "loss": 0.1})
+    RunDirectory(tmp_path / "run").write("best.json", {"step": 13, "metric": "loss", "value": 0.1})
     assert runs.load(tmp_path / "run", mesh).step == best["step"]
 
 

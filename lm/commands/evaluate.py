@@ -42,7 +42,7 @@ class EvaluateArguments:
     split: Literal["train", "validation", "test"] = "validation"
     """Which split."""
     checkpoint: str = "best"
-    """best (by validation loss, or what train.best names), latest, or a step."""
+    """best (as train.best has it), latest, or a step."""
     batch_size: int | None = None
     """Rows at a time, which changes no result; None = as in training, or as the config of --on has it."""
     batches: int | None = None

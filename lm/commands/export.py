@@ -22,7 +22,7 @@ class ExportArguments:
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Folder to make."""
     checkpoint: str = "best"
-    """best (by validation loss), latest, or a step."""
+    """best (as train.best has it), latest, or a step."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of the weights; None = of the run's parameters."""
     max_shard_size: str = "5GB"

@@ -43,7 +43,7 @@ class GenerateArguments:
     system: str | None = None
     """What the system's turn before each prompt says; with --chat, or a run of task instruction."""
     checkpoint: str = "best"
-    """best (by validation loss), latest, or a step."""
+    """best (as train.best has it), latest, or a step."""
     json: bool = False
     """One JSON object a line: prompt, ids, text and log-probabilities."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = field(default_factory=SamplingConfig)

@@ -30,7 +30,7 @@ class InspectArguments:
     target: str | None = None
     """What is written to the source; None = what the model itself writes, always taking the likeliest token."""
     checkpoint: str = "best"
-    """best (by validation loss), latest, or a step."""
+    """best (as train.best has it), latest, or a step."""
     layers: tuple[int, ...] = ()
     """Layers whose attention is shown, from 0 (--layers 0 5 11); none = all."""
     head: tuple[int, ...] = ()

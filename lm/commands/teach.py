@@ -26,7 +26,7 @@ class TeachArguments:
     top_k: int | None = None
     """How many of the likeliest tokens (or classes, or places) are saved; None = 32, or all where there are fewer."""
     checkpoint: str = "best"
-    """best (by validation loss), latest, or a step."""
+    """best (as train.best has it), latest, or a step."""
     batch_size: int | None = None
     """Examples at a time; None = as in training. It changes nothing."""
     mesh: MeshConfig = field(default_factory=MeshConfig)

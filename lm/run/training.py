@@ -80,6 +80,11 @@ def check_experiment(experiment: Experiment) -> Mesh:
         f"sources have {source_len} tokens, more than model.max_len {model.max_len}; raise it, or lower data.seq_len"
         " (or task.source_len, where the task has one)",
     )
+    best = experiment.train.best
+    check(
+        best in task.reports,
+        f"train.best is {best!r}, which task {task.kind} doesn't report; choose one of {', '.join(task.reports)}",
+    )
     labels: Sequence[str] = data.labels
     if experiment.distill.teacher is not None:
         RunDirectory.open(Path(experiment.distill.teacher))
@@ -99,10 +104,11 @@ def check_experiment(experiment: Experiment) -> Mesh:
         mixed = open_mixture(data.mixture)
         ids, labels = mixed.tokenizer.vocab_size, mixed.labels
     else:
-        check(
-            experiment.train.patience is None or data.validation_source is not None or data.validation_fraction > 0,
-            "train.patience needs a validation split; set data.validation_fraction or data.validation_source",
-        )
+        for name, is_set in (("patience", experiment.train.patience is not None), ("best", best != "loss")):
+            check(
+                not is_set or data.validation_source is not None or data.validation_fraction > 0,
+                f"train.{name} needs a validation split; set data.validation_fraction or data.validation_source",
+            )
         check_tokenizer_config(tokenizer)
         ids = tokenizer.vocab_size if is_trained(tokenizer) else train_tokenizer(tokenizer, ()).vocab_size
     settled = task.settle(model.with_vocabulary(ids), labels)
@@ -299,7 +305,8 @@ class _Parts:
                 tokens_per_byte=dataset.tokens_per_byte("validation") if task.spells_text else None,
             )
         else:
-            check(train.patience is None, "train.patience needs a validation split; set data.validation_fraction")
+            for name, is_set in (("patience", train.patience is not None), ("best", train.best != "loss")):
+                check(not is_set, f"train.{name} needs a validation split; set data.validation_fraction")
         return cls(experiment, dataset, model, program, feed, total, examples, cut)
 
 

@@ -131,7 +131,7 @@ def load(path: Path, mesh: Mesh, checkpoint: str = "best") -> Trained:
     Args:
       path: the run directory.
       mesh: any mesh.
-      checkpoint: `best` (by validation loss; the latest where there was no evaluation), `latest`, or a step.
+      checkpoint: `best` (as `train.best` has it; the latest where there was no evaluation), `latest`, or a step.
 
     Raises:
       UserError: no such run or checkpoint.

@@ -42,6 +42,10 @@ class Task(Protocol):
     def writes_text(self) -> bool:
         """Whether the model then writes text, token by token."""
 
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """What an evaluation reports by name, standard errors aside: what `train.best` may be."""
+
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         """Raises `UserError` where model or data can't serve, as far as settings alone show it."""
 
@@ -80,7 +84,7 @@ class Task(Protocol):
         """What a student learns from a teacher: logits float32 `[..., C]`, and the weight of each row of them."""
 
     def summarise(self, sums: metrics.Sums) -> dict[str, float]:
-        """What is reported, from the sums over all batches; `loss` is what is compared between checkpoints."""
+        """What is reported, from the sums over all batches: `reports`, and standard errors."""
 
 
 @runtime_checkable
@@ -151,6 +155,11 @@ class BaseTask:
 
     spells_text = False
     writes_text = False
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return ("loss", "perplexity", "accuracy", *(("bits_per_byte",) if self.spells_text else ()))
 
     def settle(self, model: ModelConfig, labels: Sequence[str]) -> ModelConfig:
         """See `Task`."""

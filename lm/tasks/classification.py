@@ -38,6 +38,11 @@ class Classification(BaseTask):
         """Checks ranges."""
         check(0 <= self.label_smoothing < 1, f"task.label_smoothing is {self.label_smoothing}; it is in [0, 1)")
 
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return ("loss", "accuracy", "micro_f1", "macro_f1")
+
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         """See `Task`."""
         check(

@@ -193,6 +193,11 @@ class Distilled:
         """As the task."""
         return self.task.writes_text
 
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """As the task."""
+        return self.task.reports
+
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         """As the task."""
         self.task.check(model, data)

@@ -65,6 +65,11 @@ class ExtractiveQA(BaseTask):
             value = getattr(self, name)
             check(value >= 1, f"task.{name} is {value}; it must be at least 1")
 
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return ("loss", "accuracy")
+
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         """See `Task`."""
         check_mask(self.kind, model, "bidirectional")

@@ -78,6 +78,11 @@ class BertPretraining(_MaskingTask):
     random_share: float = 0.5
     """Share of pairs whose second text is from elsewhere."""
 
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return (*super().reports, "masked_loss", "next_loss", "next_accuracy")
+
     def check(self, model: ModelConfig, data: DataConfig) -> None:
         """See `Task`."""
         check_masking_config(self.masking)

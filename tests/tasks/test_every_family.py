@@ -91,7 +91,10 @@ def test_a_run_in_parts_is_the_straight_run(corpus: Path, tmp_path: Path, family
         small_runs.train_in_parts(settings, tmp_path / "parts", 2, 4)
     small_runs.assert_same_run(tmp_path / "straight", tmp_path / "parts")
     records = small_runs.metrics(tmp_path / "straight")
-    assert [record["step"] for record in records if record["split"] == "validation"] == [3, 6]
+    held_out = [record for record in records if record["split"] == "validation"]
+    assert [record["step"] for record in held_out] == [3, 6]
+    about = {"step", "split", "tokens", "scored_tokens"}
+    assert {name for name in held_out[-1] if not name.endswith("_se")} - about == set(settings.task.reports)
 
 
 @pytest.mark.parametrize("kind", TASKS)
