@@ -85,6 +85,17 @@ def test_another_seed_is_another_order(store: MemoryStore) -> None:
     assert not np.array_equal(other[0]["tokens"], take(store, STREAM, 1)[0]["tokens"])
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_packed_documents_are_in_an_order_that_says_nothing_of_their_lengths(seed: int) -> None:
+    """Packing puts the longest first and shuffles; two shuffles of one seed once undid each other."""
+    lengths = np.random.default_rng(0).integers(0, 16, 4000)
+    store = MemoryStore([np.append(np.ones(n, int), EOS) for n in lengths])
+    config = dataclasses.replace(DOCUMENTS, seed=seed)
+    batches = take(store, config, training_size(store, config, make=packed(EOS))[0] // 8)
+    pieces = np.concatenate([batch["segments"].max(1) for batch in batches])
+    assert abs(np.corrcoef(pieces, np.arange(len(pieces)))[0, 1]) < 0.1
+
+
 def test_a_batch_may_span_epochs() -> None:
     store = MemoryStore([np.arange(34)])  # two examples
     (batch,) = take(store, STREAM, 1)
