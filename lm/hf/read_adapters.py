@@ -48,6 +48,8 @@ _UNSUPPORTED = (
     "velora_config",
     "monteclora_config",
 )
+# Settings of a model that go with a classifier.
+_OF_CLASSIFIERS = ("n_classes", "pooling", "pooler", "classifier_bias")
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # others change the base
 
 
@@ -255,14 +257,23 @@ def _with_classifier(
 ) -> tuple[str, ModelConfig, Mapping[str, Shape]]:
     """The architecture whose names an adapter has; and the base with the classifier that it brings, if it does."""
     for architecture in family.architectures:
-        row = next((row for row in family.rows(architecture) if row.ours == "classifier/kernel"), None)
+        rows = {row.ours: row for row in family.rows(architecture)}
+        row = rows.get("classifier/kernel")
         if row is None or row.theirs not in names:
             continue
         shape = tensors.shapes[names[row.theirs]]
         check(len(shape) == 2, f"{names[row.theirs]} is of shape {list(shape)}; a classifier has two axes")
         n_classes = shape[0] if row.form == "out_in" else shape[1]
-        brought = {"classifier/kernel": (model.d_model, n_classes), "classifier/bias": (n_classes,)}
-        return architecture, dataclasses.replace(model, n_classes=n_classes), {**shapes, **brought}
+        config = family.write(model, family.kinds[0]) | {
+            "architectures": [architecture],
+            "id2label": {str(i): f"LABEL_{i}" for i in range(n_classes)},
+        }
+        read = family.read(config, [row.theirs for row in rows.values() if row.ours in shapes] + [row.theirs])
+        changes = {name: getattr(read, name) for name in _OF_CLASSIFIERS if hasattr(read, name)}
+        brought: dict[str, Shape] = {"classifier/kernel": (model.d_model, n_classes)}
+        if "classifier/bias" in rows:
+            brought["classifier/bias"] = (n_classes,)
+        return architecture, dataclasses.replace(model, **changes), {**shapes, **brought}
     return family.choose(family.kinds[0], model, ""), model, shapes
 
 
