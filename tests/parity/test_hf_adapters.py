@@ -12,9 +12,15 @@ import pytest
 import tiny
 from pretrained import load_folder
 from safetensors.numpy import load_file
+from small_runs import experiment, start, write_tokenizer
 from test_hf_families import DECODERS, SIZES, T5, as_torch, build, close, padded
 
+from lm import run as runs
 from lm import tree
+from lm.cli import main
+from lm.errors import UserError
+from lm.generate import SamplingConfig
+from lm.generate.texts import make_generator
 from lm.hf.adapters import peft_adapter, write_adapter
 from lm.hf.export import write_weights
 from lm.hf.families import expressed
@@ -23,6 +29,8 @@ from lm.models.config import ModelConfig
 from lm.models.lora import LoraConfig
 from lm.models.transformer import Transformer
 from lm.peft import merged
+from lm.text.tokenizer import TokenizerConfig
+from lm.train import InitConfig
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
@@ -262,3 +270,84 @@ def test_adapters_of_peft(name, settings, tmp_path):
     params = jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(everything[tree.path_string(path)]), shapes)
     assert found.model.lora.dropout == settings.get("lora_dropout", 0.0)
     close(ours(found.model, params), theirs(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "saved"),
+    [
+        ("llama", {"final_norm/scale", "head/kernel"}, ["lm_head", "model.norm"]),
+        (
+            "llama",
+            {"layers/attention_norm/scale"},
+            ["model.layers.0.input_layernorm", "model.layers.1.input_layernorm"],
+        ),
+        (
+            "bert",
+            {"classifier/kernel", "classifier/bias", "pooler/kernel", "pooler/bias"},
+            ["bert.pooler.dense", "classifier"],
+        ),
+    ],
+)
+def test_what_else_was_trained_goes_along(name, trained, saved, tmp_path):
+    import transformers
+    from peft import PeftModel
+
+    cls, kind, settings, targets = LORAS[name][:4]
+    base = build(cls, kind, settings)
+    base.save_pretrained(tmp_path / "base")
+    plain, read = load_folder(tmp_path / "base")
+    model, params = with_terms(plain, read, targets)
+    still = ours(model, params)
+    moved = tiny.perturbed(params, seed=7)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, old, new: new if tree.path_string(path) in trained else old, params, moved
+    )
+    export(tmp_path / "adapter", model, params, trained)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["modules_to_save"] == saved
+    again = getattr(transformers, cls).from_pretrained(tmp_path / "base").eval()
+    expected = ours(model, params)
+    assert np.abs(expected - still).max() > 1e-2
+    close(expected, theirs(PeftModel.from_pretrained(again, tmp_path / "adapter").eval()))
+
+
+def test_what_peft_has_no_place_for(tmp_path):
+    cls, kind, settings, targets = LORAS["gpt2"][:4]
+    build(cls, kind, settings).save_pretrained(tmp_path / "base")
+    model, params = with_terms(*load_folder(tmp_path / "base"), targets)
+    for path in ("embed/embedding", "layers/attention/query/bias", "layers/attention/key/kernel"):
+        with pytest.raises(UserError, match=f"^{path} was trained beside LoRA, and PEFT's files have no place for it;"):
+            export(tmp_path / path.replace("/", " "), model, params, {path})
+
+
+def test_a_run_of_gpt2_writes_the_same(tmp_path):
+    """From a folder of transformers through training here to the peft library: 64 greedy tokens."""
+    import torch
+    import transformers
+    from peft import PeftModel
+
+    cls, kind, settings = DECODERS["gpt2"]
+    build(cls, kind, settings | {"n_positions": 96, "vocab_size": 260}).save_pretrained(tmp_path / "base")
+    write_tokenizer(tmp_path / "base" / "tokenizer.json")
+    assert main(["import", str(tmp_path / "base"), str(tmp_path / "imported")]) == 0
+    made = experiment(tmp_path, train={"steps": 3, "eval_every": 0, "save_every": 0}, optim={"peak_lr": 0.1})
+    lora = LoraConfig(rank=4, dropout=0.1, targets=".*/(query|value|up)")
+    made = dataclasses.replace(
+        made,
+        tokenizer=TokenizerConfig(),
+        model=ModelConfig(attention="xla", lora=lora),
+        init_from=InitConfig(run=str(tmp_path / "imported")),
+    )
+    start(made, tmp_path / "run")
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "adapter"), "--adapter"]) == 0
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    prompts, greedy = [[5, 6, 7], [9, 8, 7, 6, 5]], SamplingConfig(temperature=0.0, max_new_tokens=64, ignore_eos=True)
+
+    def said(model: Any) -> list[list[int]]:
+        model.generation_config.eos_token_id = None
+        made = [model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=64)[0] for ids in prompts]
+        return [found[len(ids) :].tolist() for found, ids in zip(made, prompts)]
+
+    before = said(model)
+    after = said(PeftModel.from_pretrained(model, tmp_path / "adapter").eval())
+    trained = runs.load(tmp_path / "run", runs.inference_mesh(), "latest")
+    assert [found.ids for found in make_generator(trained).generate(prompts, greedy)] == after != before
