@@ -340,7 +340,9 @@ class _Loop:
             return
         seconds, waited, steps = clock.take()
         speed = tokens_per_step * steps / seconds
-        flops = speed * flops_per_token(self.model.config, self.feed.seq_len, self.feed.source_len)
+        lengths = self.feed.seq_len, self.feed.source_len
+        needed = flops_per_token(self.model.config, *lengths) - self.program.flops_not_needed(*lengths)
+        flops = speed * needed
         peak = peak_flops(self.program.mesh.devices.flat[0])
         record = {
             "step": step,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm import tree
 from lm.errors import check
 from lm.evaluate import make_eval_step
-from lm.models.transformer import Transformer
+from lm.models.transformer import ModelConfig, Transformer
 from lm.optim import Freeze, OptimConfig, freezing
 from lm.sharding import batch_sharding, compiler_options, parameter_shardings, shardings_like
 from lm.tasks import Task
@@ -324,6 +325,46 @@ def make_storage(freeze: Freeze, shapes: TrainState, shardings: TrainState, para
     )
 
 
+def flops_not_needed(model: ModelConfig, freeze: Freeze, params: Any, seq_len: int, source_len: int = 0) -> int:
+    """Floating-point operations of `flops_per_token` that a training token doesn't take, as something is frozen.
+
+    Of a frozen matrix no gradient is computed: 2 of 6 for each of its weights. Of first layers with nothing to be
+    trained in or below them no gradient passes through either, so that the forward pass is all there is.
+
+    Args:
+      model: the model's settings.
+      freeze: what is frozen.
+      params: shapes of the whole model's parameters.
+      seq_len: tokens in a row.
+      source_len: source tokens in a row, of an encoder-decoder.
+    """
+    moves = dict(tree.path_leaves(freeze.moves))
+    below = any(moved for path, moved in moves.items() if BELOW_LAYERS.match(path))
+    lowest = dict(freeze.lower)
+    for stack, layers in (("layers", model.n_layers), ("encoder_layers", model.encoder_layers)):
+        if not any(moved for path, moved in moves.items() if path.startswith(f"{stack}/")):
+            lowest[stack] = layers
+    saved = 0
+    for path, leaf in tree.path_leaves(params):
+        stack, name = path.split("/")[0], path.split("/")[-1]
+        table = path == "embed/embedding" and model.tie_embeddings
+        if not table and (name != "kernel" or stack in ("classifier", "pooler")):
+            continue
+        frozen = leaf.shape[0] if not moves[path] else 0
+        lower = lowest.get(stack, 0)
+        rows = max(frozen, lower) * 2 + (0 if below or stack not in tree.STACKS else lower * 2)
+        size = math.prod(leaf.shape[1:]) * rows
+        saved += size * source_len // seq_len if stack == "encoder_layers" else size
+    if not below:
+        span = seq_len if model.window is None else min(seq_len, model.window)
+        saved += 8 * lowest.get("layers", 0) * model.n_heads * model.width_of_head * span
+    return saved
+
+
+# What is added up before the first layer, and so has its gradient through all of them.
+BELOW_LAYERS = re.compile(r"(prompt|(.*_)?embed|(.*_)?embedding_norm)/")
+
+
 @dataclass(frozen=True)
 class Program:
     """The compiled parts of a run and the layout of its state."""
@@ -339,6 +380,8 @@ class Program:
     eval_step: Any
     summarise: Callable[[Mapping[str, Any]], dict[str, float]]
     """From the sums of either to what is reported."""
+    flops_not_needed: Callable[[int, int], int]
+    """`flops_not_needed`, from the tokens in a row and the source tokens."""
     evaluated: Callable[[TrainState], Any]
     """From a state to the parameters for `eval_step`: the average, where there is one."""
 
@@ -393,5 +436,6 @@ def make_program(
         train_step=train_step,
         eval_step=make_eval_step(segmented, task, mesh, param_shardings),
         summarise=task.summarise,
+        flops_not_needed=functools.partial(flops_not_needed, model.config, freeze, abstract_params(model, mesh)[0]),
         evaluated=lambda state: freeze.joined(state.params if state.ema is None else state.ema, state.frozen),
     )

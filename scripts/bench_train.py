@@ -2,11 +2,16 @@
 
     python scripts/bench_train.py                                  three small models on the CPU, float32
     python scripts/bench_train.py --models gpt2-small llama-1b --seq-len 1024 2048 --batch-size 16 --dtype bfloat16
+    python scripts/bench_train.py --models gpt2-small --contenders lm trainer        fine-tuning, as `Trainer` does it
+    python scripts/bench_train.py --models gpt2-small --contenders lm torch trainer --lora 8    with peft there
 
 Each contender lives in a process of its own and sleeps while another is measured; they take turns, a few steps each,
 so that a machine that slows down slows all of them. The table gives medians over all measured steps and their range.
 A step is the whole optimizer step: forward, loss, backward, clipping, AdamW. PyTorch: sdpa attention, fused AdamW,
-eager and `torch.compile` (bfloat16 by autocast over float32 parameters, as here).
+eager and `torch.compile` (bfloat16 by autocast over float32 parameters, as here); `trainer` is transformers' `Trainer`
+with the same settings and all that it does around a step. With `--lora RANK` the model is frozen, in bfloat16 where
+that is the precision, and low-rank terms of queries, keys and values (GPT-2), or queries and values (LLaMA), are
+trained.
 """
 
 import argparse
@@ -31,7 +36,7 @@ SHAPES = {  # family, size or (d_model, n_layers, n_heads), vocabulary
     "llama-1b": ("llama", "1b", 32000),
 }
 CPU_MODELS = ("gpt-6x384-256", "gpt-6x384-8k", "gpt2-small")
-CONTENDERS = ("lm", "torch", "torch-compile")
+CONTENDERS = ("lm", "torch", "torch-compile", "trainer")
 
 
 def batch_of(model: str, batch_size: int, seq_len: int):
@@ -42,12 +47,16 @@ def batch_of(model: str, batch_size: int, seq_len: int):
 
 
 def model_config(args: argparse.Namespace):
+    from lm.models.lora import LoraConfig
     from lm.models.presets import gpt2, llama
 
     family, size, vocab_size = SHAPES[args.model]
     changes = {"max_len": args.seq_len, "vocab_size": vocab_size, "compute_dtype": args.dtype, "remat": args.remat}
     if args.pad_vocab:
         changes["vocab_size"] = -(-vocab_size // 128) * 128
+    if args.lora:
+        targets = ".*attention/(query|key|value)" if family == "gpt2" else ".*attention/(query|value)"
+        changes |= {"lora": LoraConfig(rank=args.lora, targets=targets), "param_dtype": args.dtype}
     if isinstance(size, tuple):
         changes |= dict(zip(("d_model", "n_layers", "n_heads"), size))
         size = "small"
@@ -61,19 +70,22 @@ def lm_contender(args: argparse.Namespace):
 
     from lm.evaluate import to_devices
     from lm.models.transformer import Transformer, flops_per_token
-    from lm.optim import OptimConfig, make_optimizer, make_schedule
+    from lm.optim import OptimConfig, freezing, make_optimizer, make_schedule
+    from lm.run.begin import tuned_rates
     from lm.sharding import MeshConfig, make_mesh, peak_flops
     from lm.tasks.causal_lm import CausalLM
     from lm.train import TrainConfig, abstract_params, make_program
 
     config = model_config(args)
     mesh = make_mesh(MeshConfig(data=1, devices=1))
-    optim = OptimConfig(schedule="constant", warmup=0)
+    optim = OptimConfig(schedule="constant", warmup=0, rates=tuned_rates(config))
     schedule = make_schedule(optim, 10**6)
     model = Transformer(config)
-    tx = make_optimizer(optim, schedule, abstract_params(model, mesh)[0])
+    params, _ = abstract_params(model, mesh)
+    tx = make_optimizer(optim, schedule, params)
     train = TrainConfig(steps=10**6, batch_size=args.batch_size)
-    program = make_program(model, CausalLM(loss_chunk=args.loss_chunk), tx, schedule, train, mesh)
+    task = CausalLM(loss_chunk=args.loss_chunk)
+    program = make_program(model, task, tx, schedule, train, mesh, freezing(optim, params))
     tokens, targets = batch_of(args.model, args.batch_size, args.seq_len)
     batch = {
         "tokens": tokens,
@@ -100,10 +112,8 @@ def lm_contender(args: argparse.Namespace):
     return step, facts, stats
 
 
-def torch_contender(args: argparse.Namespace):
-    """The same with transformers and PyTorch."""
-    import contextlib
-
+def torch_model(args: argparse.Namespace):
+    """The same model of transformers, and its device."""
     import torch
     import transformers
 
@@ -143,11 +153,103 @@ def torch_contender(args: argparse.Namespace):
         )
         model = transformers.LlamaForCausalLM(config)
     model.config.use_cache = False
+    if args.lora:
+        import peft
+
+        names = ["c_attn"] if SHAPES[args.model][0] == "gpt2" else ["q_proj", "v_proj"]
+        if args.dtype == "bfloat16":
+            model = model.to(torch.bfloat16)
+        lora = peft.LoraConfig(
+            r=args.lora, lora_alpha=16, target_modules=names, fan_in_fan_out=names == ["c_attn"], task_type="CAUSAL_LM"
+        )
+        model = peft.get_peft_model(model, lora)
     model = model.to(device).train()
     if args.remat == "full":
         model.gradient_checkpointing_enable()
+    return model, device
+
+
+def torch_memory(device: str):
+    import torch
+
+    return lambda: torch.cuda.max_memory_allocated() if device == "cuda" else None
+
+
+def trainer_contender(args: argparse.Namespace):
+    """The same by transformers' `Trainer`, in a thread that waits after each step until the next is asked for."""
+    import tempfile
+    import threading
+
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    model, device = torch_model(args)
+    tokens, _ = batch_of(args.model, args.batch_size, args.seq_len)
+    go, done, held = threading.Semaphore(0), threading.Semaphore(0), {}
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 10**8
+
+        def __getitem__(self, index: int):
+            row = torch.tensor(tokens[index % args.batch_size], dtype=torch.long)
+            return {"input_ids": row, "labels": row}
+
+    class Turns(TrainerCallback):
+        def on_train_begin(self, *_, **__) -> None:
+            go.acquire()
+
+        def on_step_end(self, *_, **__) -> None:
+            done.release()
+            go.acquire()
+
+    class Told(Trainer):
+        def training_step(self, *values, **named):
+            loss = super().training_step(*values, **named)
+            held["loss"] = loss.item()
+            return loss
+
+        def _get_train_sampler(self, *_):
+            return torch.utils.data.SequentialSampler(self.train_dataset)  # a permutation of 10^8 rows takes seconds
+
+    settings = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        max_steps=10**6,
+        per_device_train_batch_size=args.batch_size,
+        learning_rate=3e-4,
+        adam_beta2=0.95,
+        weight_decay=0.1,
+        max_grad_norm=1.0,
+        lr_scheduler_type="constant",
+        optim="adamw_torch_fused",
+        bf16=args.dtype == "bfloat16",
+        use_cpu=device == "cpu",
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    trainer = Told(model=model, args=settings, train_dataset=Rows(), callbacks=[Turns()])
+    threading.Thread(target=trainer.train, daemon=True).start()
+
+    def step() -> float:
+        go.release()
+        done.acquire()
+        return held["loss"]
+
+    return step, {}, torch_memory(device)
+
+
+def torch_contender(args: argparse.Namespace):
+    """The same with transformers and PyTorch."""
+    import contextlib
+
+    import torch
+
+    model, device = torch_model(args)
     forward = torch.compile(model) if args.contender == "torch-compile" else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     tokens, targets = (
         torch.tensor(x, dtype=torch.long, device=device) for x in batch_of(args.model, args.batch_size, args.seq_len)
     )
@@ -155,21 +257,20 @@ def torch_contender(args: argparse.Namespace):
 
     def step() -> float:
         with half:
-            logits = forward(tokens).logits
+            logits = forward(input_ids=tokens).logits
             loss = torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]).float(), targets.reshape(-1))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    stats = lambda: torch.cuda.max_memory_allocated() if device == "cuda" else None  # noqa: E731
-    return step, {}, stats
+    return step, {}, torch_memory(device)
 
 
 def work(args: argparse.Namespace) -> None:
     """A contender's process: prepares, then runs as many steps as each line of its input asks for."""
-    make = lm_contender if args.contender == "lm" else torch_contender
+    make = {"lm": lm_contender, "trainer": trainer_contender}.get(args.contender, torch_contender)
     started = time.perf_counter()
     step, facts, memory = make(args)
     losses = [step() for _ in range(args.warmup)]
@@ -188,7 +289,7 @@ def measure(model: str, seq_len: int, args: argparse.Namespace) -> list[dict]:
     workers = {}
     for contender in args.contenders:
         command = [sys.executable, __file__, "--contender", contender, "--model", model, "--seq-len", str(seq_len)]
-        for name in ("batch_size", "dtype", "remat", "loss_chunk", "warmup"):
+        for name in ("batch_size", "dtype", "remat", "loss_chunk", "warmup", "lora"):
             command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
         command += ["--pad-vocab"] if args.pad_vocab else []
         environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -276,7 +377,7 @@ def table(rows: list[dict], args: argparse.Namespace) -> str:
 
 def machine() -> str:
     versions = []
-    for package in ("jax", "flax", "torch", "transformers"):
+    for package in ("jax", "flax", "torch", "transformers", "peft", "accelerate"):
         try:
             versions.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
@@ -307,7 +408,8 @@ def main() -> None:
         default=True,
         help="start every contender, torch too, as the `lm` program starts itself",
     )
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--lora", type=int, default=0, help="train low-rank terms of this rank and nothing else")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS[:3])
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=3, help="steps a turn, the first of which is not counted")
     parser.add_argument("--warmup", type=int, default=3, help="steps before the first turn")

@@ -16,7 +16,7 @@ from tasks.families import experiment as of_family
 from lm import run as runs
 from lm import tree
 from lm.errors import UserError
-from lm.models.transformer import Transformer
+from lm.models.transformer import Transformer, flops_per_token
 from lm.optim import OptimConfig, freezing, make_optimizer, make_schedule, rate_factors
 from lm.sharding import MeshConfig, make_mesh
 from lm.tasks.causal_lm import CausalLM
@@ -134,6 +134,37 @@ def test_frozen_first_layers_are_a_segment_of_their_own() -> None:
     with jax.set_mesh(MESH):
         again = made.storage.restored(made.storage.stored(state), made.storage.frozen(state))
     jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+@pytest.mark.parametrize(
+    ("rates", "share"),
+    [
+        (("layers/.*norm/.*=1", ".*=0"), 4 / 6),
+        (("head/.*=1", ".*=0"), None),
+        (("(embed|position_embed)/.*=0", "layers/[01]/.*=0", ".*=1"), None),
+        (("layers/[01]/.*=0", ".*=1"), None),
+        ((".*=1",), 1),
+    ],
+)
+def test_counted_operations_are_those_of_what_is_trained(rates: tuple[str, ...], share: float | None) -> None:
+    """Against the sums written out for a model whose matrices are counted by hand."""
+    config = tiny.config(**WIDE | {"n_layers": 3})
+    T, layer, head = 24, 4 * 64 * 64 + 2 * 64 * 256, 64 * 512
+    attention = 12 * 64 * T
+    whole = flops_per_token(config, T)
+    assert whole == 6 * (3 * layer + head) + 3 * attention
+    made, _ = program(config, rates=rates)
+    needed = whole - made.flops_not_needed(T, 0)
+    if rates[0].startswith("layers/.*norm"):
+        assert needed == 4 * (3 * layer + head) + 3 * attention
+    elif rates[0].startswith("head"):
+        assert needed == 2 * 3 * layer + 6 * head + attention
+    elif rates[0].startswith("(embed"):
+        assert needed == 2 * 2 * layer + 6 * (layer + head) + attention + 2 * attention / 3
+    elif rates[0].startswith("layers/["):
+        assert needed == 4 * 2 * layer + 6 * (layer + head) + 3 * attention
+    else:
+        assert needed == share * whole
 
 
 def test_first_layers_of_both_stacks() -> None:
