@@ -60,8 +60,8 @@ def export_adapter(
       dtype: of the weights; None = float32, as they are trained.
 
     Raises:
-      UserError: no such run, `folder` is there, nothing was added to the model, or PEFT has no place for something that
-        was trained; then nothing was written.
+      UserError: no such run, `folder` is there, nothing was added to the model, its base is no run, or something was
+        trained that PEFT has no place for; then nothing was written.
     """
     check(not folder.exists(), f"{folder} exists; name another folder, or remove it")
     run = RunDirectory.open(path)
@@ -71,6 +71,11 @@ def export_adapter(
     check(
         own or model.lora.rank,
         f"{path} has no low-rank terms, adapters or learned prompt; leave out --adapter to export the whole model",
+    )
+    check(
+        experiment.init_from.resize_vocab == "no",
+        f"{path} began with a vocabulary of its own (init_from.resize_vocab), so no other model is the base of what it"
+        " trained; leave out --adapter to export the whole model",
     )
     if not own:
         family, architecture = _family(run, model, experiment.task.kind)

@@ -274,6 +274,11 @@ def test_mistakes_of_runs(base, tmp_path, capfd, monkeypatch):
     prompt = tune(base, "prompt", **WAYS["prompt"])
     more = tune(base, "more", rates=(".*lora_.*=1", "embed/.*=1", ".*=0"), lora=LORA)
     assert main(["export", str(lora), str(tmp_path / "out"), "--adapter"]) == 0
+    resized = base / "resized"
+    shutil.copytree(lora, resized)
+    settings = json.loads((lora / "config.json").read_text())
+    settings["init_from"]["resize_vocab"] = "mean"
+    (resized / "config.json").write_text(json.dumps(settings))
     monkeypatch.chdir(tmp_path)
     export, onto = ["export", str(lora), "new", "--adapter"], ["--onto", str(base / "base")]
     for arguments, message in (
@@ -291,6 +296,10 @@ def test_mistakes_of_runs(base, tmp_path, capfd, monkeypatch):
         (
             ["export", str(more), "new", "--adapter"],
             r"embed/embedding was trained beside LoRA, and PEFT's files have no",
+        ),
+        (
+            ["export", str(resized), "new", "--adapter"],
+            r"resized began with a vocabulary of its own .* so no other model",
         ),
         (["import", "nowhere", "new", *onto], r"there is no folder nowhere; download the adapter"),
         (["import", "out", "out", *onto], r"out exists; name another folder for the run"),
