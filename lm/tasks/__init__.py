@@ -8,6 +8,7 @@ from lm.tasks.classification import Classification
 from lm.tasks.extractive_qa import ExtractiveQA
 from lm.tasks.instruction import Instruction
 from lm.tasks.masked_lm import BertPretraining, MaskedLM
+from lm.tasks.prompted import Prompted
 from lm.tasks.seq2seq import Seq2Seq
 from lm.tasks.span_corruption import SpanCorruption
 
@@ -22,6 +23,7 @@ AnyTask = (
     | Seq2Seq
     | Instruction
     | Classification
+    | Prompted
     | ExtractiveQA
 )
 """The objectives there are; a config holds one of them."""

@@ -104,7 +104,12 @@ class AnsweringTask(Protocol):
 
 
 def hidden_of(model: Transformer, params: Any, batch: Batch, dropout_key: Array | None) -> Array:
-    """What the model makes of a batch, up to the heads: `[B, T, D]` in the compute dtype."""
+    """What the model makes of a batch, up to the heads: `[B, T, D]` in the compute dtype.
+
+    An example may be of several rows: of a batch of `[B, R, T]` it is `[B * R, T, D]`.
+    """
+    if batch["tokens"].ndim == 3:
+        batch = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.items() if value.ndim == 3}
     options: dict[str, Any] = {
         "deterministic": dropout_key is None,
         "rngs": None if dropout_key is None else {"dropout": dropout_key},

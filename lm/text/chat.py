@@ -83,6 +83,12 @@ def check_chat_config(config: ChatConfig, tokenizer: Tokenizer | None) -> None:
     )
 
 
+def encode_behind(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokens of a text that follows another: without the space that some tokenizers put before each text."""
+    newline, ids = tokenizer.encode("\n"), tokenizer.encode("\n" + text)
+    return ids[len(newline) :] if ids[: len(newline)] == newline else tokenizer.encode(text)
+
+
 Piece = str | int
 """A text, or a special token."""
 
@@ -102,10 +108,8 @@ class Chat:
         self._tokenizer = tokenizer
         names = sorted(tokenizer.special_tokens, key=lambda name: (-len(name), name))
         self._special = re.compile("|".join(map(re.escape, names)) or "(?!)")
-        newline = tokenizer.encode("\n")
-        self._newline = newline
         # Whether a text's tokens are the same wherever it begins; some tokenizers put a space before each text.
-        self._same_anywhere = tokenizer.encode("\na") == newline + tokenizer.encode("a")
+        self._same_anywhere = tokenizer.encode("\na") == tokenizer.encode("\n") + tokenizer.encode("a")
 
     def conversation(self, messages: Sequence[Message]) -> list[list[int]]:
         """Token ids of what is read and what is answered, in turn; see `ChatTemplate.turns`.
@@ -176,15 +180,13 @@ class Chat:
 
     def _encode_behind(self, before: Piece | None, text: str) -> list[int]:
         """Tokens of a text as they are where it does not begin a document."""
-        encode = self._tokenizer.encode
-        if isinstance(before, str):  # without the space that is put before a text
-            ids, n = encode("\n" + text), len(self._newline)
-            return ids[n:] if ids[:n] == self._newline else encode(text)
+        if isinstance(before, str):
+            return encode_behind(self._tokenizer, text)
         if isinstance(before, int) and self._parsing is not None and not self._special.search(text):
             ids = self._parsing.encode(self._tokenizer.id_to_piece(before) + text, add_special_tokens=False).ids
             if ids[0] == before:
                 return ids[1:]
-        return encode(text)
+        return self._tokenizer.encode(text)
 
     @functools.cached_property
     def _parsing(self) -> Any:

@@ -40,13 +40,14 @@ SERVES = {
     "seq2seq": ("t5", "transformer", "gpt", "llama", "prefix"),
     "instruction": ("gpt", "llama"),
     "classification": ("bert", "gpt", "llama", "prefix"),
+    "prompted": ("gpt", "llama", "bert"),
     "extractive_qa": ("bert",),
 }
 PAIRS = [(family, kind) for kind, families in SERVES.items() for family in families]
 # Each objective and each family once; the rest is slow.
 FAST = [("gpt", "causal_lm"), ("prefix", "prefix_lm"), ("bert", "masked_lm"), ("bert", "bert")]
 FAST += [("transformer", "span_corruption"), ("t5", "seq2seq"), ("llama", "classification"), ("bert", "extractive_qa")]
-FAST += [("llama", "instruction")]
+FAST += [("llama", "instruction"), ("gpt", "prompted")]
 
 DATA: dict[str, dict[str, Any]] = {
     "prefix_lm": {"packing": "documents"},
@@ -54,11 +55,13 @@ DATA: dict[str, dict[str, Any]] = {
     "seq2seq": {"fields": ("a", "b")},
     "instruction": {"fields": ("a", "b"), "chat": ChatConfig(template="plain"), "packing": "documents"},
     "classification": {"label_field": "y"},
+    "prompted": {"label_field": "y"},
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "masked_lm": {"masking": MaskingConfig(whole_words="pieces")},
     "causal_lm": {"loss_chunk": 5},
     "seq2seq": {"label_smoothing": 0.1},
+    "prompted": {"pattern": "{text} {word}", "words": ("False=no", "True=ok")},
     "extractive_qa": {"max_question": 8, "stride": 6, "no_answer": 0.0},
 }
 

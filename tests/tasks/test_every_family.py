@@ -74,7 +74,8 @@ def losses(folder: Path, family: str, kind: str, mesh_config: MeshConfig) -> tup
 def test_losses_on_eight_devices_are_those_of_one(corpus: Path, family: str, kind: str) -> None:
     one, held_out = losses(corpus, family, kind, ONE)
     eight, on_eight = losses(corpus, family, kind, EIGHT)
-    np.testing.assert_allclose(eight, one, rtol=1e-5)
+    # A score of `prompted` adds up logarithms, so that a small loss is a difference of large numbers.
+    np.testing.assert_allclose(eight, one, rtol=5e-5 if kind == "prompted" else 1e-5)
     assert one[-3:].mean() < one[:3].mean(), "it learns, so that equal losses mean something"
     assert held_out.keys() == on_eight.keys()
     assert all(math.isfinite(value) for value in held_out.values())

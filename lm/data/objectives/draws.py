@@ -11,7 +11,7 @@ import numpy as np
 from lm.text.shingles import mix
 
 # What numbers are drawn for: objectives that share a seed draw apart. Changing one changes every run ever started.
-MASKS, SPANS, PREFIXES, PAIRS, CUTS = 1, 2, 3, 4, 5
+MASKS, SPANS, PREFIXES, PAIRS, CUTS, SHOTS = 1, 2, 3, 4, 5, 6
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK64 = 2**64 - 1

@@ -166,7 +166,7 @@ class ClassificationExamples:
     ):
         around = 1 + pair + (not decoder)
         check(seq_len > around, f"data.seq-len is {seq_len}; a text and what stands around it need more than {around}")
-        self._labels = _labels(store, n_classes)
+        self._labels = labels_in(store, n_classes)
         self._store = store
         self._seq_len = seq_len
         self._bos_id = bos_id
@@ -339,7 +339,8 @@ def parts_of(store: TokenStore, what: str) -> tuple[np.ndarray, np.ndarray, np.n
     return store.part_starts, part_stops(store), store.part_offsets
 
 
-def _labels(store: TokenStore, n_classes: int) -> np.ndarray:
+def labels_in(store: TokenStore, n_classes: int) -> np.ndarray:
+    """The class of each document, int32 [n_documents]. UserError where there are none, or one is out of range."""
     check(n_classes >= 2, f"there are {n_classes} classes; there must be at least 2")
     if store.labels is None:
         raise UserError("the dataset's documents have no labels; prepare it with --data.label-field")

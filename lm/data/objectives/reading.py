@@ -32,8 +32,9 @@ def documents_between(store: TokenStore, start: int, stop: int) -> np.ndarray:
     )
 
 
-Piece = int | tuple[np.ndarray, np.ndarray]
-"""What stands in a row: a token of its own, or a range of the stream for each row (starts, lengths: int64 [N])."""
+Piece = int | np.ndarray | tuple[np.ndarray, np.ndarray]
+"""What stands in a row: a token of its own, several that are the same in all rows (integers [n]), or a range of the
+stream for each row (starts, lengths: int64 [N])."""
 
 
 def lay_out(store: TokenStore, used: np.ndarray, width: int, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
@@ -58,6 +59,9 @@ def lay_out(store: TokenStore, used: np.ndarray, width: int, pieces: Sequence[Pi
             lengths = np.where(used, lengths, 0)
             tokens.ravel()[ranges(np.arange(N) * width + at, lengths)] = store.read_ranges(starts, lengths)
             at = at + lengths
+        elif isinstance(piece, np.ndarray):
+            tokens[rows[:, None], at[rows, None] + np.arange(len(piece))] = piece
+            at = at + used * len(piece)
         else:
             tokens[rows, at[rows]] = piece
             at = at + used
