@@ -89,6 +89,19 @@ def test_a_head_of_another_shape_begins_anew(parent: Path, tmp_path: Path) -> No
         np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
 
 
+def test_a_head_of_another_objective_begins_anew(tmp_path: Path) -> None:
+    """Two classes of sentence pairs are not those of texts; the pooler below serves both."""
+    parent = of_family(tmp_path, "bert", "bert", steps=2)
+    small_runs.start(parent, tmp_path / "run")
+    reporter = small_runs.Silent()
+    settings = child(tmp_path)
+    runs.start(settings, tmp_path / "child", reporter)
+    assert any(text.endswith("new are classifier/bias, classifier/kernel") for text in reporter.named("message"))
+    theirs, mine = params(tmp_path / "run"), params(tmp_path / "child")
+    assert np.any(mine["params/classifier/kernel"] != theirs["params/classifier/kernel"])
+    np.testing.assert_array_equal(mine["params/pooler/kernel"], theirs["params/pooler/kernel"])
+
+
 def test_more_of_the_same_in_half_precision_with_an_average(parent: Path, tmp_path: Path) -> None:
     settings = child(parent, "masked_lm", model={"param_dtype": "bfloat16"}, train={"ema_decay": 0.9})
     small_runs.start(settings, tmp_path / "run")

@@ -46,6 +46,7 @@ _CHANGEABLE = ("mask", "max_len", "pooling", "pooler")
 _ADDED = ("lora", "adapter_dim", "prompt_len")
 # Parameters of these parts are for one objective; another begins with new ones where the shape is another.
 _HEADS = r"(classifier|span_head|pooler)/.*"
+_OBJECTIVES_OWN = r"(classifier|span_head)/.*"
 # Which parameters are trained in a model with one of these, besides its heads. With adapters, as their authors have it,
 # the norms as well.
 _TUNED = {
@@ -138,7 +139,8 @@ def check_parent(experiment: Experiment, fingerprint: str, params: Any, mesh: Me
       mesh: any mesh.
 
     Returns:
-      The paths of the parameters that begin anew: heads that the run doesn't have, or has in another shape.
+      The paths of the parameters that begin anew: heads that the run doesn't have, or has in another shape or for
+      another objective, and what is added to its model.
     """
     config = experiment.init_from
     run = RunDirectory.open(Path(config.run or ""))
@@ -148,7 +150,8 @@ def check_parent(experiment: Experiment, fingerprint: str, params: Any, mesh: Me
         f"init_from.run {config.run} has the tokenizer {known} and the dataset {fingerprint}; set"
         f" tokenizer.kind file:{run.tokenizer}, or init_from.resize_vocab to take the dataset's",
     )
-    parent = load_experiment(run).model
+    settings = load_experiment(run)
+    parent = settings.model
     if config.merge:
         parent = dataclasses.replace(parent, lora=LoraConfig())
     if config.resize_vocab != "no":
@@ -156,8 +159,11 @@ def check_parent(experiment: Experiment, fingerprint: str, params: Any, mesh: Me
     theirs, _ = abstract_params(Transformer(parent), mesh)
     there = {path: leaf.shape for path, leaf in path_leaves(theirs)}
     new = []
+    another = settings.task.kind != experiment.task.kind
     for path, leaf in path_leaves(params):
-        if there.get(path) != leaf.shape:
+        if another and re.fullmatch(_OBJECTIVES_OWN, path):  # two classes may be of sentences that follow, or of praise
+            new.append(path)
+        elif there.get(path) != leaf.shape:
             check(
                 any(re.fullmatch(pattern, path) for pattern in (_HEADS, *_TUNED.values())),
                 f"{path} has the shape {leaf.shape}, and in init_from.run {config.run} {there.get(path, 'none')}; a"

@@ -17,6 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from lm import config as configs
+from lm import tree
 from lm.checkpoint import Checkpoints
 from lm.config import Experiment
 from lm.data import loader
@@ -161,6 +162,10 @@ def start(
             f"begins with the parameters of {experiment.init_from.run} at step {experiment.init_from.checkpoint}"
             f"{begins_anew}"
         )
+    target = parts.program.target
+    trained, whole = (tree.count_parameters(part) for part in (target.params, (target.params, target.frozen)))
+    if trained < whole:
+        reporter.message(f"{trained:,} of {whole:,} parameters are trained ({trained / whole:.2%}), the others frozen")
     if parts.cut:
         reporter.message(
             f"{parts.cut} of {parts.examples} training documents are longer than a row and lose a part; a larger"
