@@ -33,7 +33,7 @@ def models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
     source = write_folder(folder / "models" / "gpt2", gpt2_weights(GPT2_CONFIG), GPT2_CONFIG | {"eos_token_id": 1})
     small_runs.write_tokenizer(source / "tokenizer.json")
     files = [SimpleNamespace(rfilename=path.name) for path in source.iterdir()]
-    hub = SimpleNamespace(model_info=lambda name: SimpleNamespace(siblings=files))
+    hub = SimpleNamespace(model_info=lambda name, revision: SimpleNamespace(siblings=files))
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(source))
     sections = [line for line in small_runs.CONFIG.splitlines() if "ModelConfig(" not in line and "kind=" not in line]

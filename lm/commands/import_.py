@@ -23,7 +23,8 @@ class ImportArguments:
     """Makes a run directory of a pretrained model (GPT-2, LLaMA, Mistral, Qwen2, Qwen3, BERT, T5) or of an adapter."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A folder that holds config.json and weights, or a name on the Hugging Face hub; with --onto, an adapter."""
+    """A folder that holds config.json and weights, or NAME or NAME@REVISION of the Hugging Face hub; with --onto, an
+    adapter."""
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory to make."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -235,23 +235,27 @@ class TorchTensors:
 
 
 def _download(name: str) -> Path:
-    """A model of the hub, its small files and its weights in the best format that it has."""
+    """A model of the hub, its small files and its weights in the best format that it has; `NAME@REVISION` is one."""
     hub = require("huggingface_hub", extra="hf", need=f"{name}, which is not a folder here, from the hub,")
     errors = require("huggingface_hub.errors", extra="hf", need=name)
+    repository, _, revision = name.partition("@")
+    at = {"revision": revision or None}
     try:
         try:
-            files = [file.rfilename for file in hub.HfApi().model_info(name).siblings or []]
+            files = [file.rfilename for file in hub.HfApi().model_info(repository, **at).siblings or []]
         except (errors.HfHubHTTPError, errors.HFValidationError):
             raise
         except Exception:  # no connection, of whatever kind: what was downloaded before may do
-            return Path(hub.snapshot_download(name, local_files_only=True))
+            return Path(hub.snapshot_download(repository, **at, local_files_only=True))
         for base in (SAFETENSORS, MSGPACK, TORCH):
             stem, _, ending = base.partition(".")
             weights = [base] if base in files else [f"{base}.index.json", f"{stem}-*-of-*.{ending}"]
             if any(fnmatch.fnmatch(file, pattern) for file in files for pattern in weights):
-                return Path(hub.snapshot_download(name, allow_patterns=[*SMALL_FILES, *weights]))
+                return Path(hub.snapshot_download(repository, **at, allow_patterns=[*SMALL_FILES, *weights]))
     except errors.HFValidationError:
-        raise UserError(f"{name} is neither a folder that exists nor a name of the form OWNER/NAME") from None
+        raise UserError(
+            f"{name} is neither a folder that exists nor a name of the form OWNER/NAME or OWNER/NAME@REVISION"
+        ) from None
     except errors.LocalEntryNotFoundError:
         raise UserError(
             f"there is no folder {name}, and as a name on the hub it is not in the local cache and the hub cannot be"

@@ -34,7 +34,8 @@ def hub(tmp_path, monkeypatch):
         siblings = ()
 
     class Api:
-        def model_info(self, name):
+        def model_info(self, name, revision):
+            asked["info"] = name, revision
             Info.siblings = [Sibling(file) for file in asked["files"]]
             return Info
 
@@ -62,6 +63,15 @@ def test_weights_of_one_kind_and_small_files(kind, hub):
         file for file in there if any(fnmatch.fnmatch(file, pattern) for pattern in wanted)
     }
     assert source.config["model_type"] == "gpt2"
+
+
+def test_a_revision(hub):
+    hub["files"] = [*SMALL, "model.safetensors"]
+    open_source("someone/gpt2@v1.0")
+    assert hub["info"] == ("someone/gpt2", "v1.0")
+    assert (hub["name"], hub["options"]["revision"]) == ("someone/gpt2", "v1.0")
+    open_source("someone/gpt2")
+    assert (hub["name"], hub["options"]["revision"]) == ("someone/gpt2", None)
 
 
 def test_without_weights(hub):
