@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary, as sums to be divided once by the sum of weights."""
+"""Cross-entropy over a vocabulary or over classes, as sums to be divided once by the sum of weights."""
 
 import functools
 from collections.abc import Callable
@@ -49,6 +49,32 @@ def cross_entropy(
     hits = (target_logit >= jnp.max(logits, axis=-1)).astype(jnp.float32)
     along = tuple(range(1, weights.ndim)) if by_row else None
     sums = {"loss": jnp.sum(plain * weights, axis=along), "correct": jnp.sum(hits * weights, axis=along)}
+    return jnp.sum(objective * weights), jax.lax.stop_gradient(sums)
+
+
+def binary_cross_entropy(
+    logits: Array, targets: Array, weights: Array, *, label_smoothing: float = 0.0, by_row: bool = False
+) -> tuple[Array, Sums]:
+    """Weighted sums of the cross-entropy of classes that a row has or has not, each for itself: the mean over classes.
+
+    Args:
+      logits: float32 `[B, C]`.
+      targets: float32 `[B, C]`, 1 = is of the class, else 0.
+      weights: float32 `[B]`, 0 = not scored.
+      label_smoothing: share of a target's probability spread evenly over both answers.
+      by_row: sums to report are of each row, `[B]`.
+
+    Returns:
+      As `cross_entropy`; `correct` are rows with all classes right, where a logit above 0 says yes.
+    """
+    rest = jax.nn.softplus(logits)  # what both answers share
+    plain = jnp.mean(rest - targets * logits, axis=-1)
+    smooth = targets + label_smoothing * (0.5 - targets)
+    objective = jnp.mean(rest - smooth * logits, axis=-1)
+    hits = jnp.all((logits > 0) == (targets > 0), axis=-1).astype(jnp.float32)
+    sums = {"loss": plain * weights, "correct": hits * weights}
+    if not by_row:
+        sums = {name: jnp.sum(value) for name, value in sums.items()}
     return jnp.sum(objective * weights), jax.lax.stop_gradient(sums)
 
 

@@ -69,6 +69,49 @@ def classification(sums: Sums) -> dict[str, float]:
     return result
 
 
+def multi_label(sums: Sums) -> dict[str, float]:
+    """Turns the sums of a classifier of rows that may have several classes into what is reported.
+
+    Args:
+      sums: `loss` (nats), `correct` (rows with all classes right), `weight` (scored rows), `counts` and, for errors of
+        F1, `products` (from `class_counts`), added over all rows; with `row_moments` of `loss` and `weight` also the
+        loss's standard error.
+
+    Returns:
+      `loss` (nats per row and class), `accuracy` with `accuracy_se` (binomial), of whole sets of classes; `micro_f1`,
+      of all classes of all rows together, and `macro_f1`, the mean over the classes that occur as a label or as a
+      prediction, each with its error by linearisation, rows as the independent units. With moments of two rows or more
+      also `loss_se`.
+    """
+    n = float(sums["weight"])
+    right, labelled, told = np.asarray(sums["counts"], np.float64)
+    size = labelled + told
+    occurs = size > 0
+    total, classes = size.sum(), max(occurs.sum(), 1)
+    f1 = np.where(occurs, 2 * right / np.where(occurs, size, 1.0), 0.0)
+    micro = 2 * right.sum() / total if total else math.nan
+    macro = f1.sum() / classes if total else math.nan
+    accuracy = ratio(sums, "correct")
+    # What a row adds to an F1, in first order: 2 / size for each hit, -F1 / size for each label and each prediction.
+    shares = np.where(occurs, 1 / np.where(occurs, size, 1.0), 0.0) / classes
+    by_class = np.concatenate([2 * shares, -f1 * shares])
+    together = np.repeat([2 / total, -micro / total] if total else [math.nan] * 2, len(size))
+    result = {
+        "loss": ratio(sums, "loss"),
+        "accuracy": accuracy,
+        "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / n) if n else math.nan,
+        "micro_f1": float(micro),
+        "macro_f1": float(macro),
+    }
+    for name, slope in (("micro_f1_se", together), ("macro_f1_se", by_class)) if "products" in sums else ():
+        known = n >= 2 and total
+        square = float(slope @ np.asarray(sums["products"], np.float64) @ slope)
+        result[name] = math.sqrt(max(square, 0.0) * n / (n - 1)) if known else math.nan
+    if sums.get("rows", 0) >= 2:
+        result["loss_se"] = ratio_error(sums, "loss")
+    return result
+
+
 def _macro_f1_error(confusion: np.ndarray) -> float:
     """Standard error of macro F1: rows are independent draws of a cell, and each cell moves the F1 of two classes."""
     n, right = confusion.sum(), np.diag(confusion)
@@ -178,6 +221,55 @@ def is_better(name: str, value: float, best: float | None) -> bool:
         return math.isfinite(value)
     lower = name.endswith("loss") or name in ("perplexity", "bits_per_byte")
     return value < best if lower else value > best
+
+
+def by_class(sums: Sums, names: Sequence[str]) -> dict[str, Any]:
+    """What the sums of a classifier say of each class, JSON-ready.
+
+    Args:
+      sums: with `confusion` or, where rows may have several classes, with `counts`; of any other task nothing is said.
+      names: of all classes.
+
+    Returns:
+      `classes`, an object for each with its `name`, how many rows are of it (`labelled`), are told so (`predicted`) and
+      are both (`right`), and its `f1` (None where it occurs nowhere); with `confusion` also that: for each class as a
+      label, in how many rows each was told.
+    """
+    found: dict[str, Any] = {}
+    if "confusion" in sums:
+        confusion = np.rint(np.asarray(sums["confusion"])).astype(int)
+        right, labelled, told = (x.tolist() for x in (np.diag(confusion), confusion.sum(1), confusion.sum(0)))
+        found["confusion"] = confusion.tolist()
+    elif "counts" in sums:
+        right, labelled, told = np.rint(np.asarray(sums["counts"])).astype(int).tolist()
+    else:
+        return found
+    found["classes"] = [
+        {"name": name, "labelled": n, "predicted": m, "right": k, "f1": 2 * k / (n + m) if n + m else None}
+        for name, n, m, k in zip(names, labelled, told, right, strict=True)
+    ]
+    return found
+
+
+def class_counts(labels: jax.Array, predictions: jax.Array, weights: jax.Array) -> dict[str, jax.Array]:
+    """What the F1 of classes, of which a row may have several, and their errors need.
+
+    Args:
+      labels: bool `[N, C]`.
+      predictions: bool `[N, C]`.
+      weights: float32 `[N]`, 0 = not scored.
+
+    Returns:
+      `counts`, float32 `[3, C]`: rows that are of a class and told so, that are of it, that are told so; and for up to
+      1,024 classes `products`, float32 `[2 C, 2 C]`: with a row's vector of hits, then of labels and predictions
+      together, the sum over rows of its products with itself.
+    """
+    hits, size = labels & predictions, labels.astype(jnp.float32) + predictions
+    found = {"counts": jnp.stack([jnp.sum(one * weights[:, None], axis=0) for one in (hits, labels, predictions)])}
+    if labels.shape[1] <= 1024:  # beyond, it would be larger than many a model
+        both = jnp.concatenate([hits.astype(jnp.float32), size], axis=1)
+        found["products"] = jnp.matmul((both * weights[:, None]).T, both, precision="highest")
+    return found
 
 
 def perplexity(loss: float) -> float:

@@ -152,7 +152,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "best by what is not reported": (
         [*TRAIN, "--train.best", "macro_f1"],
-        r"train\.best is 'macro_f1', which task causal_lm doesn't report; choose one of loss, perplexity, accuracy, bits",
+        r"best is 'macro_f1', which task causal_lm doesn't report; choose one of loss, perplexity, accuracy, bits_per",
     ),
     "best without validation": (
         [*TRAIN, "--train.best", "accuracy", "--data.validation-fraction", "0"],

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from lm.errors import UserError
-from lm.losses import cross_entropy
+from lm.losses import binary_cross_entropy, cross_entropy
 from lm.tasks.causal_lm import CausalLM
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
@@ -158,3 +158,45 @@ def test_half_precision_in_chunks():
 def test_wrong_settings(settings, message):
     with pytest.raises(UserError, match=message):
         CausalLM(**settings)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_binary_cross_entropy_is_its_definition(smoothing):
+    rng = np.random.default_rng(0)
+    logits = 3 * rng.standard_normal((6, 4)).astype(np.float32)
+    targets = (rng.random((6, 4)) < 0.4).astype(np.float32)
+    targets[0] = logits[0] > 0
+    weights = np.array([1, 1, 0.5, 0, 1, 1], np.float32)
+    yes = 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+    def nats(wanted):
+        return -(wanted * np.log(yes) + (1 - wanted) * np.log(1 - yes)).mean(axis=1)
+
+    objective = nats(targets * (1 - smoothing) + smoothing / 2)
+    total, sums = binary_cross_entropy(logits, targets, weights, label_smoothing=smoothing)
+    np.testing.assert_allclose(total, (objective * weights).sum(), rtol=1e-6)
+    np.testing.assert_allclose(sums["loss"], (nats(targets) * weights).sum(), rtol=1e-6)
+    right = ((yes > 0.5) == (targets > 0)).all(axis=1)
+    assert right[0]
+    np.testing.assert_allclose(sums["correct"], (right * weights).sum(), rtol=1e-6)
+    again, rows = binary_cross_entropy(logits, targets, weights, label_smoothing=smoothing, by_row=True)
+    assert again == total
+    np.testing.assert_allclose(rows["loss"], nats(targets) * weights, rtol=1e-5)
+
+
+def test_binary_cross_entropy_of_large_logits():
+    logits, targets = np.array([[1e4, -1e4, 1e4]], np.float32), np.array([[1, 0, 0]], np.float32)
+    total, gradient = jax.value_and_grad(lambda x: binary_cross_entropy(x, targets, np.ones(1, np.float32))[0])(logits)
+    assert total == pytest.approx(1e4 / 3)
+    np.testing.assert_allclose(gradient, [[0, 0, 1 / 3]], atol=1e-6)
+
+
+@pytest.mark.parity
+def test_binary_cross_entropy_is_that_of_torch():
+    import torch
+
+    rng = np.random.default_rng(0)
+    logits, targets = rng.standard_normal((5, 3)).astype(np.float32), (rng.random((5, 3)) < 0.5).astype(np.float32)
+    total, _ = binary_cross_entropy(logits, targets, np.ones(5, np.float32))
+    expected = torch.nn.BCEWithLogitsLoss()(torch.from_numpy(logits), torch.from_numpy(targets))
+    assert float(total) / 5 == pytest.approx(float(expected), rel=1e-6)

@@ -206,3 +206,75 @@ def test_higher_is_better_of_scores(name: str):
 def test_what_is_not_finite_is_never_better(name: str, value: float):
     assert not metrics.is_better(name, value, None)
     assert not metrics.is_better(name, value, 0.5)
+
+
+def several_classes(n: int = 500, classes: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels and predictions bool `[n, classes]`, wrong together in some rows, and nats of each row."""
+    rng = np.random.default_rng(0)
+    mood = rng.random((n, 1))
+    labels = rng.random((n, classes)) < mood * [0.9, 0.6, 0.4, 0.2, 0.1]
+    told = np.where(rng.random((n, 1)) < 0.7, labels, rng.random((n, classes)) < mood * 0.5)
+    return labels, told, rng.gamma(2.0, 0.3, n)
+
+
+def of_several(labels: np.ndarray, told: np.ndarray, nats: np.ndarray, weights: np.ndarray | None = None) -> dict:
+    weights = np.ones(len(labels), np.float32) if weights is None else weights
+    sums = {name: np.asarray(value) for name, value in metrics.class_counts(labels, told, weights).items()}
+    rows = {"loss": nats * weights, "correct": (labels == told).all(axis=1) * weights, "weight": weights}
+    return metrics.multi_label(sums | metrics.row_moments(rows))
+
+
+def test_several_classes_as_scikit_learn():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    labels, told, nats = several_classes()
+    labels[:, 4] = told[:, 4] = False  # occurs nowhere, and doesn't count
+    found = of_several(labels, told, nats)
+    assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, told))
+    assert found["micro_f1"] == pytest.approx(sklearn.f1_score(labels, told, average="micro"))
+    assert found["macro_f1"] == pytest.approx(sklearn.f1_score(labels[:, :4], told[:, :4], average="macro"))
+    assert found["loss"] == pytest.approx(nats.mean())
+
+
+def test_several_classes_by_hand():
+    """Two rows and a row of padding; the third class only as a prediction."""
+    labels = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]], bool)
+    told = np.array([[1, 0, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0]], bool)
+    found = of_several(labels, told, np.array([0.5, 1.5, 9.0]), np.array([1, 1, 0], np.float32))
+    assert found["accuracy"] == 0.5
+    assert found["accuracy_se"] == pytest.approx(math.sqrt(0.25 / 2))
+    assert found["micro_f1"] == pytest.approx(2 * 2 / (3 + 3))
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert found["loss"] == 1.0
+
+
+def test_errors_of_several_classes_are_those_of_a_bootstrap():
+    labels, told, nats = several_classes()
+    found = of_several(labels, told, nats)
+    rng = np.random.default_rng(1)
+    drawn = [of_several(labels[i], told[i], nats[i]) for i in rng.integers(0, len(nats), (1500, len(nats)))]
+    for name in ("loss", "accuracy", "micro_f1", "macro_f1"):
+        spread = np.std([one[name] for one in drawn])
+        assert found[f"{name}_se"] == pytest.approx(spread, rel=0.07), name
+    # Classes of a row know of each other: taken for independent rows, errors would be too small.
+    flat = of_several(labels.reshape(-1, 1), told.reshape(-1, 1), np.repeat(nats, 5))
+    assert flat["micro_f1"] == pytest.approx(found["micro_f1"])
+    assert found["micro_f1_se"] > 1.1 * flat["micro_f1_se"]
+
+
+def test_nothing_of_several_classes_is_not_a_number():
+    nothing = np.zeros((2, 3), bool)
+    found = of_several(nothing, nothing, np.zeros(2), np.zeros(2, np.float32))
+    assert all(math.isnan(value) for value in found.values())
+    found = of_several(nothing, nothing, np.ones(2))  # nowhere a class, and all right
+    assert (found["accuracy"], found["loss"]) == (1.0, 1.0)
+    assert math.isnan(found["macro_f1"])
+    assert math.isnan(found["micro_f1_se"])
+
+
+def test_very_many_classes_have_no_errors_of_f1():
+    labels = np.random.default_rng(0).random((3, 1025)) < 0.5
+    counted = metrics.class_counts(labels, labels, np.ones(3, np.float32))
+    assert "products" not in counted
+    found = metrics.multi_label(counted | {"loss": 1.0, "correct": 3.0, "weight": 3.0})
+    assert found["macro_f1"] == 1.0
+    assert "macro_f1_se" not in found

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lm import config as configs
 from lm import run as runs
@@ -176,7 +177,30 @@ def run(arguments: list[str]) -> int:
             error = f" ± {form.format(result[f'{name}_se'])}" if f"{name}_se" in result else ""
             table.add_row(label, form.format(result[name]) + error)
     console.print(table)
+    if len(result.get("classes", ())) > _MOST_CLASSES:
+        show(console, f"{len(result['classes'])} classes: --json says of each how often it was right")
+    elif "classes" in result:
+        _show_classes(console, result)
     return DONE
+
+
+_MOST_CLASSES = 20  # that a screen has room for
+
+
+def _show_classes(console: Console, result: dict[str, Any]) -> None:
+    """How often each class was right, and what each was told for."""
+    names = [one["name"] for one in result["classes"]]
+    table = Table()
+    table.add_column("class")
+    told = names if "confusion" in result else []
+    for name in ("is", "told", "right", "F1", *(f"told {name}" for name in told)):
+        table.add_column(Text(name), justify="right")
+    for i, one in enumerate(result["classes"]):
+        f1 = "" if one["f1"] is None else f"{one['f1']:.3f}"
+        row = [f"{one[name]:,}" for name in ("labelled", "predicted", "right")]
+        confused = [f"{count:,}" for count in result["confusion"][i]] if told else []
+        table.add_row(Text(one["name"]), *row, f1, *confused)
+    console.print(table)
 
 
 # What a table shows, in this order, of what the objective reports; ± is a standard error.

@@ -50,6 +50,9 @@ class DataConfig:
     messages, each of them an object with `role` (system, user or assistant) and `content`."""
     label_field: str | None = None
     """The field or column with the class of a document."""
+    label_separator: str | None = None
+    """Where a document may have several classes, or none: what stands between their names, such as ','; a list of them
+    is taken as it is. None: each document has one class."""
     labels: tuple[str, ...] = ()
     """The classes, in order of id; none given: all that occur in the training split, sorted."""
     sentences: bool = False

@@ -69,8 +69,8 @@ def export_jsonl_zst(
 ) -> ExportManifest:
     """Writes `SPLIT.jsonl.zst`: an object a line with the document's `text` and `key`, compressed by Zstandard.
 
-    Where documents have them, an object also holds `parts`, a list of texts, `label`, the name of a class, and
-    `answers`, a list of the right answers to a question.
+    Where documents have them, an object also holds `parts`, a list of texts, `label`, the name of a class (a list of
+    them where documents may have several), and `answers`, a list of the right answers to a question.
 
     Args:
       dataset: folder of a prepared dataset.
@@ -134,7 +134,7 @@ class _Exported(NamedTuple):
     text: str
     tokens: np.ndarray
     parts: list[str] | None
-    label: str | None
+    label: str | list[str] | None
     answers: Sequence[str] | None
 
     def described(self) -> dict[str, Any]:
@@ -249,10 +249,17 @@ def _documents(store: DatasetStore, tokenizer: Tokenizer, labels: Sequence[str])
             answers = None if store.spans is None else store.questions[document].answers
             parts = None if store.part_starts is None else part_texts(store, document, tokenizer.decode)
             if store.labels is not None:
-                label = labels[store.labels[document]]
+                label = _named(store.labels[document], labels)
             text = tokenizer.decode(ids[:-1].tolist())
             yield _Exported(store.document_key(document), text, ids, parts, label, answers)
         first = last
+
+
+def _named(label: np.ndarray, names: Sequence[str]) -> str | list[str]:
+    """The class of a document, or all of its classes."""
+    if not label.ndim:
+        return names[int(label)]
+    return [names[i] for i in np.flatnonzero(np.unpackbits(label, count=len(names))).tolist()]
 
 
 def _gives_back(tokenizer: Tokenizer) -> bool:

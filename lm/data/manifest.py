@@ -10,7 +10,8 @@ A dataset is one folder, `ROOT/NAME/FINGERPRINT/1.0.0`, that TFDS reads as it st
 - `index/SPLIT.documents.npy`, int64 `[documents + 1]`: the tokens before each document, and their total;
 - where documents have parts, `index/SPLIT.part_starts.npy`, int64 `[parts]`: the tokens before each part, and
   `index/SPLIT.part_offsets.npy`, int64 `[documents + 1]`: the parts before each document, and their total;
-- where documents have classes, `index/SPLIT.labels.npy`, int32 `[documents]`;
+- where documents have classes, `index/SPLIT.labels.npy`, int32 `[documents]`; where each may have several, uint8
+  `[documents, ceil(classes / 8)]`, a bit a class (`numpy.packbits`);
 - where documents are questions, `index/SPLIT.spans.npy`, int32 `[documents, 2]`, the first and the last part of the
   answer (-1 and -1 if there is none), and `index/SPLIT.questions.jsonl`, an object a document with the text's `words`
   and all right `answers` as they were read, whatever the tokenizer makes of them;

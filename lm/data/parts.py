@@ -86,6 +86,25 @@ def check_parts(data: DataConfig, dedup: DedupConfig, augment: AugmentConfig, cl
         data.label_field is not None or not data.labels,
         "data.labels names classes, but data.label_field does not say where a document's class stands; set it",
     )
+    check(
+        data.label_separator is None or (data.label_separator and data.label_field is not None),
+        f"data.label_separator is {data.label_separator!r}; it is what stands between the classes of a document in"
+        " data.label_field: set both, or neither",
+    )
+    blank = [name for name in data.labels if not name.strip()]
+    check(not blank, f"data.labels names the empty class {blank[:1]}; leave it out")
+
+
+def join_classes(names: Iterable[str]) -> str:
+    """Any number of classes as one name, whatever their order."""
+    return SEPARATOR.join(sorted({name.replace(SEPARATOR, " ") for name in names}))
+
+
+def classes_of(label: str, data: DataConfig) -> tuple[str, ...]:
+    """The classes that a document's label names: one, or where documents may have several what was joined."""
+    if data.label_separator is None:
+        return (label,)
+    return tuple(label.split(SEPARATOR)) if label else ()
 
 
 def join_parts(texts: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ from lm.data.manifest import (
     load_manifest,
     save_manifest,
 )
-from lm.data.parts import as_one_text, check_parts, is_chat, is_joined, sorted_labels
+from lm.data.parts import as_one_text, check_parts, classes_of, is_chat, is_joined, sorted_labels
 from lm.data.preparation import REPORT_FILE, duplicates_report, reading_report, split_report
 from lm.data.runners import RunnerConfig, Task, check_runner_config, run_tasks, whole_output
 from lm.data.sources import (
@@ -489,11 +489,14 @@ def _labels(corpus: Corpus, found: Found, data: DataConfig) -> tuple[str, ...]:
     names: set[str] = set()
     for unit, offset in zip(corpus.units, corpus.offsets):
         mine = unit.column("label")[found.fate[offset : offset + len(unit)] == split_code("train")]
-        names.update(unit.summary["labels"][label] for label in np.unique(mine))
+        for label in np.unique(mine):
+            names.update(classes_of(unit.summary["labels"][label], data))
+    said = f"all training documents have the class {next(iter(names), None)!r}"
+    if data.label_separator is not None:
+        said = f"the training documents have {f'no class but {min(names)!r}' if names else 'no class at all'}"
     check(
         len(names) > 1,
-        f"all training documents have the class {next(iter(names), None)!r} (data.label_field {data.label_field!r}); "
-        "a classifier needs two or more",
+        f"{said} (data.label_field {data.label_field!r}); a classifier needs two or more",
     )
     return sorted_labels(names)
 

@@ -31,6 +31,7 @@ from lm.data.parts import (
     PartCutter,
     as_one_text,
     asks_questions,
+    classes_of,
     clean_messages,
     clean_parts,
     has_parts,
@@ -98,7 +99,8 @@ class ReadUnit:
         texts: list[str] = []
         splits: list[int] = []
         labels: list[int] = []
-        classes: dict[str, int] = {}  # in order of appearance; other units find others
+        kinds: dict[str, int] = {}  # of labels, in order of appearance; other units find others
+        names: set[str] = set()
         spans: list[tuple[int, int]] = []
         answers: list[tuple[str, ...]] = []  # of all questions of the unit
         characters = 0
@@ -134,8 +136,9 @@ class ReadUnit:
                         texts.append(text)
                         splits.append(split_code(split.removesuffix("_source")))
                         if document.label is not None:
-                            labels.append(classes.setdefault(document.label, len(classes)))
-                            self._check_label(document.label, len(classes), document.key)
+                            labels.append(kinds.setdefault(document.label, len(kinds)))
+                            names.update(classes_of(document.label, self.data))
+                            self._check_label(document.label, len(names), document.key)
                         if document.span is not None:
                             spans.append(document.span)
                             answers.append(document.answers)
@@ -148,7 +151,7 @@ class ReadUnit:
                     {
                         "role": self.role,
                         "counts": counts,
-                        "labels": list(classes),
+                        "labels": list(kinds),
                         "answers": answers,
                         "skipped": dataclasses.asdict(source.skipped),
                         "clean": cleaner.report.to_dict(),
@@ -159,10 +162,11 @@ class ReadUnit:
 
     def _check_label(self, label: str, count: int, key: str) -> None:
         given = self.data.labels
-        check(
-            not given or label in given,
-            f"{key} has the class {label!r}, which data.labels does not name ({', '.join(given)}); add it there",
-        )
+        for name in classes_of(label, self.data) if given else ():
+            check(
+                name in given,
+                f"{key} has the class {name!r}, which data.labels does not name ({', '.join(given)}); add it there",
+            )
         check(
             count <= MOST_LABELS,
             f"data.label_field {self.data.label_field!r} holds more than {MOST_LABELS:,} different values; "
@@ -428,7 +432,7 @@ class WriteShard:
             target = shard_path(self.dataset, self.name, self.split, self.number, self.count)
             shard_file.replace(target)
 
-    def _documents(self) -> Iterator[tuple[str, str, int | None, _Question | None]]:
+    def _documents(self) -> Iterator[tuple[str, str, _Label | None, _Question | None]]:
         """Key, text, label, and span and answers of the documents to write, copies included."""
         corpus = Corpus(self.units)
         fate = np.load(self.fate, mmap_mode="r")
@@ -448,15 +452,25 @@ class WriteShard:
                 for number, copy in enumerate(augmenter(text, key), 1):
                     yield f"{key}#{number}", copy, label, None
 
-    def _label(self, corpus: Corpus, ordinal: int) -> int:
+    def _label(self, corpus: Corpus, ordinal: int) -> _Label:
         unit, number = corpus.locate(ordinal)
-        name = unit.summary["labels"][unit.column("label")[number]]
-        check(
-            name in self.labels,
-            f"the {self.split} split has the class {name!r}, which the training split lacks; "
-            "name all classes in data.labels",
-        )
-        return self.labels.index(name)
+        names = classes_of(unit.summary["labels"][unit.column("label")[number]], self.data)
+        for name in names:
+            check(
+                name in self._ids,
+                f"the {self.split} split has the class {name!r}, which the training split lacks; "
+                "name all classes in data.labels",
+            )
+        if self.data.label_separator is None:
+            return self._ids[names[0]]
+        bits = np.zeros(len(self.labels), np.uint8)
+        bits[[self._ids[name] for name in names]] = 1
+        return np.packbits(bits)
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        """The id of each class."""
+        return {name: number for number, name in enumerate(self.labels)}
 
     def _question(self, corpus: Corpus, ordinal: int) -> _Question:
         unit, number = corpus.locate(ordinal)
@@ -464,6 +478,8 @@ class WriteShard:
         return (first, last), unit.summary["answers"][number]
 
 
+_Label = int | np.ndarray
+"""The class of a document, or where it may have several a bit for each there is, as in the index."""
 _Question = tuple[tuple[int, int], list[str]]
 """The span and the answers of a document."""
 
@@ -475,13 +491,13 @@ class _Piece(NamedTuple):
     text: str
     last: bool
     begins_part: bool
-    label: int | None
+    label: _Label | None
     span: tuple[int, int] | None
     ids: list[int] | None = None
     """Its tokens, where they are known already."""
 
 
-def _chat_pieces(chat: Chat, key: str, text: str, label: int | None) -> list[_Piece]:
+def _chat_pieces(chat: Chat, key: str, text: str, label: _Label | None) -> list[_Piece]:
     """The parts of a conversation: what is read and what is answered, in turn."""
     try:
         parts = chat.conversation(split_messages(text))

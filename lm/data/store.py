@@ -46,7 +46,8 @@ class TokenStore(Protocol):
     part_offsets: np.ndarray | None
     """int64 [n_documents + 1]: document d has the parts `[offsets[d], offsets[d + 1])`."""
     labels: np.ndarray | None
-    """int32 [n_documents]: the class of each document; None where they have none."""
+    """int32 [n_documents]: the class of each document; where it may have several, uint8 [n_documents, ceil(C / 8)], a
+    bit for each of C classes (`numpy.packbits`). None where they have none."""
     spans: np.ndarray | None
     """int32 [n_documents, 2]: the first and the last part of the answer of each document, a question; -1 and -1 where
     it has none. None where nothing is asked."""
@@ -94,7 +95,7 @@ class MemoryStore:
       documents: integer arrays, each with its end-of-text token.
       keys: the documents' names; their ordinals by default.
       part_lengths: for each document, the tokens of each of its parts; their sum is one less than the document's.
-      labels: the class of each document.
+      labels: the class of each document, or an array of the bits of its classes.
       spans: the first and the last part of each document's answer.
       questions: what answers each document.
     """
@@ -108,7 +109,7 @@ class MemoryStore:
         keys: Sequence[str] | None = None,
         *,
         part_lengths: Sequence[Sequence[int]] | None = None,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int] | np.ndarray | None = None,
         spans: Sequence[tuple[int, int]] | None = None,
         questions: Sequence[Question] = (),
     ):
@@ -122,7 +123,8 @@ class MemoryStore:
             starts = [start + np.cumsum([0, *parts])[:-1] for start, parts in zip(self.document_offsets, part_lengths)]
             self.part_starts = np.concatenate([np.zeros(0, np.int64), *starts]).astype(np.int64)
             self.part_offsets = np.cumsum([0, *map(len, part_lengths)]).astype(np.int64)
-        self.labels = None if labels is None else np.asarray(labels, np.int32)
+        several = isinstance(labels, np.ndarray) and labels.ndim == 2
+        self.labels = None if labels is None else np.asarray(labels, np.uint8 if several else np.int32)
         self.spans = None if spans is None else np.asarray(spans, np.int32).reshape(-1, 2)
         self.questions = questions
 

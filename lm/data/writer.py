@@ -50,7 +50,8 @@ class Shard:
     part_counts: Path | None = None
     """int64 .npy `[documents]`: the parts of each document."""
     labels: Path | None = None
-    """int32 .npy `[documents]`: the class of each document; None where they have none."""
+    """int32 .npy `[documents]`: the class of each document; where it may have several, uint8 `[documents, bytes]` with
+    a bit a class; None where they have none."""
     spans: Path | None = None
     """int32 .npy `[documents, 2]`: the first and the last part of the answer; None where nothing is asked."""
     questions: Path | None = None
@@ -99,7 +100,7 @@ class ShardWriter:
         last: bool,
         *,
         begins_part: bool = False,
-        label: int | None = None,
+        label: int | np.ndarray | None = None,
         span: tuple[int, int] | None = None,
     ) -> None:
         """Appends tokens to the document at hand.
@@ -110,7 +111,8 @@ class ShardWriter:
           text_bytes: UTF-8 bytes that they stand for.
           last: whether the document ends here; the end-of-document token is then appended.
           begins_part: whether they begin a part of the document; then all documents have parts.
-          label: the document's class, or None for all documents; said with its last tokens.
+          label: the document's class, or the bits of its classes (`numpy.packbits`), or None for all documents; said
+            with its last tokens.
           span: the first and the last part of the document's answer, or None for all documents; likewise.
         """
         starts, counts, labels, spans = (self._columns[name] for name in DOCUMENT_COLUMNS)
@@ -159,7 +161,8 @@ class ShardWriter:
             path = self._lengths.with_name(f"{self._lengths.name}.{name}.npy")
             columns[name] = path if values else None
             if values:
-                save_array(path, np.asarray(values, np.int32 if name in ("labels", "spans") else np.int64))
+                dtype = np.int32 if name in ("labels", "spans") else np.int64
+                save_array(path, np.asarray(values, np.uint8 if isinstance(values[0], np.ndarray) else dtype))
         shard = Shard(
             documents=len(self._document_lengths),
             records=n,

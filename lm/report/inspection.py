@@ -21,6 +21,7 @@ from lm.interpret import capture
 from lm.models.transformer import ModelConfig, Transformer, flops_per_token, head_parameters
 from lm.run import Trained
 from lm.tasks.base import TokenTask, classified, hidden_of
+from lm.tasks.classification import Classification
 
 Batch = dict[str, np.ndarray]
 Shape = tuple[int, int, int, int]
@@ -80,7 +81,7 @@ class Inspection:
     lens: Lens | None
     """None where the output head was never trained."""
     classes: np.ndarray | None
-    """Probability of each class, float32 [C]; None without a classifier."""
+    """Probability of each class, float32 [C], of one of them or of each for itself; None without a classifier."""
 
 
 def read(trained: Trained, texts: Sequence[str], source: str | None, target: str | None) -> Reading:
@@ -166,7 +167,9 @@ def inspect(trained: Trained, reading: Reading) -> Inspection:
         on_device = {name: jnp.asarray(value) for name, value in batch.items()}
         hidden = hidden_of(trained.model, trained.params, on_device, None)
         scores = classified(trained.model, trained.params, hidden, on_device, None)
-        classes = np.asarray(jax.nn.softmax(scores[0]))
+        task = trained.experiment.task
+        each = isinstance(task, Classification) and task.multi_label
+        classes = np.asarray(jax.nn.sigmoid(scores[0]) if each else jax.nn.softmax(scores[0]))
     return Inspection(reading=reading, attention=attention, nats=nats, lens=lens, classes=classes)
 
 

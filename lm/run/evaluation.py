@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from lm import metrics
 from lm.checkpoint import Checkpoints
 from lm.config import Experiment
 from lm.data.loader import check_loader_config
@@ -66,7 +67,8 @@ def evaluate_run(
 
     Returns:
       `step`, `split`, what the task reports (of a language model `loss`, `perplexity`, `accuracy` and
-      `bits_per_byte`), `tokens`; of an `AnsweringTask` also the scores of its texts.
+      `bits_per_byte`), `tokens`; of an `AnsweringTask` also the scores of its texts, of a classifier what
+      `lm.metrics.by_class` says.
 
     Raises:
       UserError: no such run, checkpoint or split; or see `measured`.
@@ -82,6 +84,12 @@ def evaluate_run(
     batches, total = split_batches(dataset, experiment, split, batch_size, max_batches)
     trained = dataclasses.replace(load(path, devices, checkpoint), experiment=experiment)
     task = experiment.task
+    classes: dict[str, Any] = {}
+
+    def summarise(sums: Mapping[str, Any]) -> dict[str, float]:
+        classes.update(metrics.by_class(sums, dataset.labels))
+        return task.summarise(sums)
+
     with jax.set_mesh(devices):
         shardings = jax.tree.map(lambda x: x.sharding, trained.params)
         step = make_eval_step(trained.model, task, devices, shardings)
@@ -91,11 +99,11 @@ def evaluate_run(
             batches(),
             devices,
             tokens_per_byte=dataset.tokens_per_byte(split) if task.spells_text else None,
-            summarise=task.summarise,
+            summarise=summarise,
             on_batch=lambda done: on_batch(done, total),
         )
         result |= _text_scores(trained, dataset, split, batch_size, max_batches, devices)
-    report: dict[str, Any] = {"step": trained.step, "split": split, **result}
+    report: dict[str, Any] = {"step": trained.step, "split": split, **result, **classes}
     if with_baselines:
         report |= baselines(split_text(dataset, split))
     return report

@@ -60,7 +60,7 @@ def teach(
         f"{path} was trained on a mixture of datasets, and saved logits are of the examples of one; let the student ask"
         f" it (distill.teacher {path})",
     )
-    most = choices(experiment.task.kind, model, experiment.data)
+    most = choices(experiment.task, model, experiment.data)
     top_k = min(DEFAULT_TOP_K, most) if top_k is None else top_k
     check(1 <= top_k <= most, f"top-k is {top_k}, and there are {most} to choose from; give a number from 1 to that")
     rows = batch_size or experiment.train.batch_size

@@ -27,12 +27,14 @@ Array = jax.Array
 
 @dataclass(frozen=True, kw_only=True)
 class Classification(BaseTask):
-    """The class of a document (`data.label_field`); with `data.fields` it is a pair of texts."""
+    """The class or classes of a document (`data.label_field`); with `data.fields` it is a pair of texts."""
 
     kind: Literal["classification"] = "classification"
     """The objective."""
+    multi_label: bool = False
+    """Any number of classes for each document (`data.label_separator`), each told for itself."""
     label_smoothing: float = 0.0
-    """Share of the class's probability spread over all classes."""
+    """Share of the class's probability spread over all classes; with multi_label, of a yes or no over both."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -58,6 +60,11 @@ class Classification(BaseTask):
             f"task {self.kind} needs the class of each document; set data.label_field to the column that holds it",
         )
         check(
+            self.multi_label == (data.label_separator is not None) or bool(data.mixture.datasets),
+            f"task.multi_label is {self.multi_label} and data.label_separator {data.label_separator!r}; set both where"
+            " documents may have several classes, or neither",
+        )
+        check(
             not data.sentences,
             f"task {self.kind} reads whole documents, or the two texts of data.fields; leave data.sentences off",
         )
@@ -79,6 +86,12 @@ class Classification(BaseTask):
 
         def make(store: TokenStore, config: DataConfig, training: bool) -> Examples:
             del training  # every document is an example
+            several = store.labels is not None and store.labels.ndim == 2
+            check(
+                several == self.multi_label,
+                f"the dataset has {'any number of classes' if several else 'one class'} for each document, and"
+                f" task.multi_label is {self.multi_label}; change it, or data.label_separator and prepare again",
+            )
             return ClassificationExamples(
                 store,
                 config.seq_len,
@@ -94,11 +107,15 @@ class Classification(BaseTask):
     def loss_from(
         self, model: Transformer, params: Any, hidden: Array, batch: Batch, dropout_key: Array | None
     ) -> tuple[Array, Sums]:
-        """See `Task`; while evaluating also `confusion`, float32 `[C, C]`, labels down."""
+        """See `Task`; while evaluating also `confusion`, float32 `[C, C]`, labels down, or `metrics.class_counts`."""
         by_row = dropout_key is None
         logits = classified(model, params, hidden, batch, dropout_key)
         labels, weights = batch["labels"], batch["label_weights"]
         smoothing = self.label_smoothing
+        if self.multi_label:
+            total, sums = losses.binary_cross_entropy(logits, labels, weights, label_smoothing=smoothing, by_row=by_row)
+            counts = metrics.class_counts(labels > 0, logits > 0, weights) if by_row else {}
+            return total, reported(sums, weights, by_row) | counts
         total, sums = losses.cross_entropy(logits, labels, weights, label_smoothing=smoothing, by_row=by_row)
         found = reported(sums, weights, by_row)
         if by_row:
@@ -107,12 +124,17 @@ class Classification(BaseTask):
         return total, found
 
     def scores(self, model: Transformer, params: Any, hidden: Array, batch: Batch) -> tuple[Array, Array]:
-        """See `Task`."""
-        logits = classified(model, params, hidden, batch, None)
-        return logits, batch["label_weights"]
+        """See `Task`; with `multi_label`, of each class a yes and a no: `[B, C, 2]`, in the mean over classes."""
+        logits, weights = classified(model, params, hidden, batch, None), batch["label_weights"]
+        if self.multi_label:
+            yes_or_no = jnp.stack([logits, jnp.zeros_like(logits)], axis=-1)
+            return yes_or_no, jnp.broadcast_to(weights[:, None] / logits.shape[1], logits.shape)
+        return logits, weights
 
     def summarise(self, sums: metrics.Sums) -> dict[str, float]:
         """See `Task`; a training record has no confusion matrix, and so no F1."""
         if "confusion" in sums:
             return metrics.classification(sums)
+        if "counts" in sums:
+            return metrics.multi_label(sums)
         return {"loss": metrics.ratio(sums, "loss"), "accuracy": metrics.ratio(sums, "correct")}

@@ -98,7 +98,13 @@ def check_teacher(
         f"distill.hidden_weight compares hidden states, of width {student.d_model} here and {teacher.d_model} in the"
         " teacher; make model.d_model equal, or leave distill.hidden_weight at 0",
     )
-    most = choices(tasks[0].kind, student, data)
+    here, there = (getattr(task, "multi_label", False) for task in tasks)
+    check(
+        here == there,
+        f"task.multi_label is {here}, and of the teacher {config.teacher} it is {there}; choose a teacher of the same"
+        " objective",
+    )
+    most = choices(tasks[0], student, data)
     check(config.top_k <= most, f"distill.top_k is {config.top_k}, and there are {most} to choose from; lower it")
 
 
@@ -136,10 +142,11 @@ def _check_same_objective(
     )
 
 
-def choices(kind: str, model: ModelConfig, data: DataConfig) -> int:
+def choices(task: Task, model: ModelConfig, data: DataConfig) -> int:
     """How many classes, places or tokens a model of an objective chooses from."""
-    several = {"classification": model.n_classes, "extractive_qa": data.seq_len}  # all others choose tokens
-    return several.get(kind, model.vocab_size or 0)
+    classes = 2 if getattr(task, "multi_label", False) else model.n_classes  # yes or no, of each class
+    several = {"classification": classes, "extractive_qa": data.seq_len}  # all others choose tokens
+    return several.get(task.kind, model.vocab_size or 0)
 
 
 def make_teacher(

@@ -1,5 +1,6 @@
 """Documents of several parts and with classes: from columns, parallel files and sentences to a dataset's index."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,73 @@ def test_an_unknown_class_of_another_split_is_a_mistake(tmp_path: Path) -> None:
     assert found.tolist() == [2, 1]
 
 
-ONE_CLASS = [{"text": "x", "y": "a", "z": None}, {"text": "z", "y": "a", "z": [1]}]
+SEVERAL = [
+    {"text": "one", "y": ["b", "a", "b"]},
+    {"text": "two", "y": []},
+    {"text": "three", "y": ["c"]},
+    {"text": "four", "y": ["a", "中"]},
+]
+
+
+def bits_of(store: TokenStore, classes: int) -> list[list[int]]:
+    assert store.labels is not None
+    assert store.labels.dtype == np.uint8
+    return np.unpackbits(store.labels, axis=1, count=classes).tolist()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "jsonl text", "csv", "parquet"])
+def test_documents_of_several_classes(tmp_path: Path, form: str) -> None:
+    """A list, or text with a separator; each class once, in any order, or none."""
+    joined = [row | {"y": "; ".join(row["y"])} for row in SEVERAL]
+    path = tmp_path / f"t.{form.split()[0]}"
+    if form == "parquet":
+        pytest.importorskip("pyarrow.parquet").write_table(__import__("pyarrow").Table.from_pylist(SEVERAL), path)
+    elif form == "csv":
+        path.write_text("text,y\n" + "".join(f"{row['text']},{row['y']}\n" for row in joined), encoding="utf-8")
+    else:
+        write_rows(path, SEVERAL if form == "jsonl" else joined)
+    data = DataConfig(
+        source=f"{form.split()[0]}:{path}",
+        label_field="y",
+        label_separator=";",
+        validation_fraction=0,
+        root=str(tmp_path / "d"),
+    )
+    folder = prepare(data, BYTE)
+    assert load_manifest(folder).labels == ["a", "b", "c", "中"]
+    assert bits_of(DatasetStore(folder, "train"), 4) == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]]
+    export_jsonl_zst(folder, tmp_path / "out")
+    packed = (tmp_path / "out" / "train.jsonl.zst").read_bytes()
+    lines = pytest.importorskip("zstandard").ZstdDecompressor().decompressobj().decompress(packed).decode()
+    assert [json.loads(line)["label"] for line in lines.splitlines()] == [sorted(set(row["y"])) for row in SEVERAL]
+
+
+def test_many_classes_over_shards_and_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever work is cut into, and in whatever order each piece meets the classes."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"text": f"text {i} " * 4, "y": [str(c) for c in rng.permutation(19)[: rng.integers(0, 6)]]} for i in range(60)
+    ]
+    for half in (0, 1):
+        write_rows(tmp_path / f"{half}.jsonl", rows[half * 30 : half * 30 + 30])
+    data = DataConfig(
+        source=f"jsonl:{tmp_path}/*.jsonl", label_field="y", label_separator=",", validation_fraction=0,
+        root=str(tmp_path / "whole"),
+    )  # fmt: skip
+    whole = prepare(data, BYTE)
+    monkeypatch.setattr("lm.data.prepare._SHARD_BYTES", 300)
+    monkeypatch.setattr("lm.data.prepare._UNIT_BYTES", 400)
+    cut = prepare(dataclasses.replace(data, root=str(tmp_path / "cut")), BYTE, runner=RunnerConfig(workers=2))
+    assert len(list(cut.glob("*array_record*"))) > 5
+    names = load_manifest(whole).labels
+    assert names == [str(i) for i in range(19)]  # as numbers
+    wanted = [[int(name in row["y"]) for name in names] for row in rows]
+    for folder in (whole, cut):
+        assert bits_of(DatasetStore(folder, "train"), 19) == wanted
+
+
+ODD = {"y": "a", "z": None, "e": "", "l": ["a", "b"], "n": [], "g": ["a", ""], "h": "a,,b"}
+ONE_CLASS = [{"text": "x", **ODD}, {"text": "z", **ODD, "z": [1]}]
 PROBLEMS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "one field": ({"fields": ("text",)}, {}, "names two or more columns"),
     "twice": ({"fields": ("text", "text")}, {}, "twice"),
@@ -193,6 +260,29 @@ PROBLEMS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no such column": ({"label_field": "w"}, {}, "no field 'w'"),
     "no such part": ({"fields": ("text", "w")}, {}, "set data.fields"),
     "no class": ({"label_field": "z"}, {}, "holds NoneType, not one value"),
+    "an empty class": ({"label_field": "e"}, {}, "field 'e' is empty, and names no class; write it there"),
+    "a list for a class": ({"label_field": "l"}, {}, "holds list, not one value; .*or data.label_separator where doc"),
+    "an empty class named": ({"label_field": "y", "labels": ("a", " ")}, {}, "names the empty class"),
+    "a separator alone": ({"label_separator": ","}, {}, "data.label_separator is ','; .*set both, or neither"),
+    "an empty separator": ({"label_field": "y", "label_separator": ""}, {}, "data.label_separator is ''"),
+    "one of several": (
+        {"label_field": "y", "label_separator": ","},
+        {},
+        r"the training documents have no class but 'a' \(data.label_field 'y'\); a classifier needs two",
+    ),
+    "none of several": ({"label_field": "n", "label_separator": ","}, {}, "documents have no class at all"),
+    "neither list nor text": (
+        {"label_field": "z", "label_separator": ","},
+        {},
+        "holds NoneType, neither a list nor te",
+    ),
+    "a class without a name": ({"label_field": "g", "label_separator": ","}, {}, "with a class that has no name"),
+    "a text with a gap": ({"label_field": "h", "label_separator": ","}, {}, "'a,,b', with a class that has no name"),
+    "one of several not named": (
+        {"label_field": "l", "label_separator": ",", "labels": ("a", "c")},
+        {},
+        "class 'b', which data.labels does not name",
+    ),
     "text has no fields": ({"source": "text:{}/t.jsonl", "label_field": "y"}, {}, "have no fields"),
     "parallel alone": ({"source": "parallel:{}/t.jsonl"}, {}, "names one file"),
     "parallel gone": ({"source": "parallel:{0}/t.jsonl,{0}/u"}, {}, "no file"),

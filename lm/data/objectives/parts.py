@@ -141,7 +141,7 @@ class ClassificationExamples:
     What is too long loses its end; of a pair, the longer text first.
 
     Args:
-      store: documents with labels; of a pair, with two parts.
+      store: documents with labels, all of one class or all of any number; of a pair, with two parts.
       seq_len: T.
       n_classes: labels are in `[0, n_classes)`.
       bos_id: `[CLS]`.
@@ -166,7 +166,8 @@ class ClassificationExamples:
     ):
         around = 1 + pair + (not decoder)
         check(seq_len > around, f"data.seq-len is {seq_len}; a text and what stands around it need more than {around}")
-        self._labels = labels_in(store, n_classes)
+        self._labels = labels_in(store, n_classes, several=True)
+        self._n_classes = n_classes
         self._store = store
         self._seq_len = seq_len
         self._bos_id = bos_id
@@ -188,7 +189,10 @@ class ClassificationExamples:
         return len(self._labels)
 
     def batch(self, index: np.ndarray, epoch: np.ndarray | int = 0) -> Batch:
-        """`tokens`, `positions`, `segments`, for an encoder `types`: int32 [N, T]; `labels`, `label_weights` [N]."""
+        """`tokens`, `positions`, `segments`, for an encoder `types`: int32 [N, T]; `labels`, `label_weights` [N].
+
+        Labels are int32 [N], or where documents may have several classes float32 [N, C], 1 = is of it.
+        """
         index = check_index(index, len(self))
         used, i = index >= 0, np.maximum(index, 0)
         pieces: list[Piece] = [] if self._decoder else [self._bos_id]
@@ -200,13 +204,19 @@ class ClassificationExamples:
             "tokens": tokens,
             "positions": positions,
             "segments": segments,
-            "labels": np.where(used, self._labels[i], 0).astype(np.int32),
+            "labels": self._labels_of(i, used),
             "label_weights": used.astype(np.float32),
         }
         if not self._decoder:
             behind_a = np.arange(self._seq_len) >= ends[2][:, None]
             rows["types"] = segments * behind_a
         return rows
+
+    def _labels_of(self, documents: np.ndarray, used: np.ndarray) -> np.ndarray:
+        labels = self._labels[documents]
+        if labels.ndim == 1:
+            return np.where(used, labels, 0).astype(np.int32)
+        return np.unpackbits(labels, axis=1, count=self._n_classes) * used[:, None].astype(np.float32)
 
     def documents(self, index: int) -> np.ndarray:
         """The document that the example is."""
@@ -339,12 +349,29 @@ def parts_of(store: TokenStore, what: str) -> tuple[np.ndarray, np.ndarray, np.n
     return store.part_starts, part_stops(store), store.part_offsets
 
 
-def labels_in(store: TokenStore, n_classes: int) -> np.ndarray:
-    """The class of each document, int32 [n_documents]. UserError where there are none, or one is out of range."""
+def labels_in(store: TokenStore, n_classes: int, *, several: bool = False) -> np.ndarray:
+    """The class of each document, int32 [n_documents]; if there may be `several`, also the bits of its classes.
+
+    Raises:
+      UserError: there are none, or one is out of range.
+    """
     check(n_classes >= 2, f"there are {n_classes} classes; there must be at least 2")
     if store.labels is None:
         raise UserError("the dataset's documents have no labels; prepare it with --data.label-field")
     labels = np.asarray(store.labels)
+    if labels.ndim == 2:
+        check(
+            several,
+            "the dataset has any number of classes for each document, and here each has one; prepare it without"
+            " data.label_separator",
+        )
+        size = -(-n_classes // 8)
+        check(
+            labels.shape[1] == size,
+            f"documents have {labels.shape[1]} bytes of classes, and {n_classes} classes take {size}; prepare the"
+            " dataset again",
+        )
+        return labels
     within = (labels >= 0) & (labels < n_classes)
     check_all(store, within, labels, f"label {{}}, and with {n_classes} classes they go from 0 to {n_classes - 1}")
     return labels

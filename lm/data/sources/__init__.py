@@ -58,7 +58,7 @@ _LIBRARIES: dict[str, Callable[[DataConfig, str], Source]] = {"tfds": Tfds, "hf"
 
 _SKIPPING = ("on_error", "max_document_bytes")
 _ANY_FILE = ("encoding", *_SKIPPING)
-_RECORD = ("field", "fields", "chat", "label_field", "labels", "group_field", "sentences")
+_RECORD = ("field", "fields", "chat", "label_field", "label_separator", "labels", "group_field", "sentences")
 SHAPING_FIELDS_BY_FORM: dict[str, tuple[str, ...]] = {
     "text": ("document", "sentences", *_ANY_FILE),
     "parallel": _ANY_FILE,
@@ -104,6 +104,7 @@ def shaping(source: str, config: DataConfig) -> dict[str, Any]:
         "fields": (),
         "chat": {"template": None},
         "label_field": None,
+        "label_separator": None,
         "labels": (),
         "sentences": False,
         "group_field": None,

@@ -40,7 +40,7 @@ class Document:
     group: str | None = None
     """The value of `DataConfig.group_field`: documents of one group share a split. None: a group of its own."""
     label: str | None = None
-    """The value of `DataConfig.label_field`."""
+    """The value of `DataConfig.label_field`; of several classes all of them, as `lm.data.parts.join_classes` does."""
     span: tuple[int, int] | None = None
     """Of a question: the first and the last part of its first answer; -1 and -1 if there is none."""
     answers: tuple[str, ...] = ()

@@ -7,7 +7,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lm.data.parts import is_chat, join_messages, join_parts, wanted_fields
+import numpy as np
+
+from lm.data.parts import is_chat, join_classes, join_messages, join_parts, wanted_fields
 from lm.data.sources.base import (
     BAD_CHAT,
     BROKEN_JSON,
@@ -53,15 +55,48 @@ def document_of(source: BaseSource, record: Mapping[str, Any], key: str, where: 
         name = getattr(config, f"{role}_field")
         if name is not None:
             value = record[name]
+            if role == "label" and config.label_separator is not None:
+                values[role] = _classes(source, value, where)
+                if values[role] is None:
+                    return None
+                continue
             if isinstance(value, list | dict) or (role == "label" and value is None):
                 found = f"{where}: field {name!r} holds {kind(value)}, not one value"
-                source.problem(NOT_TEXT, found, f"set data.{role}_field")
+                remedy = f"set data.{role}_field"
+                if role == "label" and isinstance(value, list):
+                    remedy += ", or data.label_separator where documents have several classes"
+                source.problem(NOT_TEXT, found, remedy)
                 return None
-            if isinstance(value, bytes):
-                value = value.decode("utf-8", "backslashreplace")
-            # Half a surrogate pair in a name becomes "?".
-            values[role] = None if value is None else str(value).encode("utf-8", "replace").decode("utf-8")
+            values[role] = None if value is None else _name(value)
+            if role == "label" and is_blank(values[role] or ""):
+                source.problem(NOT_TEXT, f"{where}: field {name!r} is empty, and names no class", "write it there")
+                return None
     return Document(key, text, group=values["group"], label=values["label"])
+
+
+def _name(value: Any) -> str:
+    """A value as text."""
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    return text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair becomes "?"
+
+
+def _classes(source: BaseSource, value: Any, where: str) -> str | None:
+    """The classes of a document that may have several, joined; None, once a problem is told."""
+    field, separator = source.config.label_field, source.config.label_separator
+    given = value.tolist() if isinstance(value, np.ndarray) else value
+    if given is None or isinstance(given, dict):
+        found = f"{where}: field {field!r} holds {kind(given)}, neither a list nor text"
+        source.problem(NOT_TEXT, found, "give a list of classes, an empty one where there is none")
+        return None
+    if not isinstance(given, list | tuple):
+        text = _name(given)
+        given = [] if is_blank(text) else text.split(separator)
+    wrong = [name for name in given if name is None or isinstance(name, list | dict) or is_blank(_name(name))]
+    if wrong:
+        found = f"{where}: field {field!r} holds {value!r:.80}, with a class that has no name"
+        source.problem(NOT_TEXT, found, "name it or take it out")
+        return None
+    return join_classes(_name(name).strip() for name in given)
 
 
 def _joined(source: BaseSource, record: Mapping[str, Any], where: str) -> str | None:

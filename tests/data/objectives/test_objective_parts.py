@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm.data.objectives.parts import ClassificationExamples, Seq2SeqExamples, SpanQAExamples, TextPairLM
+from lm.data.objectives.parts import ClassificationExamples, Seq2SeqExamples, SpanQAExamples, TextPairLM, labels_in
 from lm.data.store import MemoryStore
 from lm.errors import UserError
 
@@ -139,6 +139,20 @@ def test_the_whole_of_a_document_without_parts_has_a_class() -> None:
     rows = rows_of(ClassificationExamples(store, 8, 2, bos_id=BOS, eos_id=EOS))
     expect(rows[0], tokens=[BOS, 1, 2, 3, EOS])
     expect(rows[1], tokens=[BOS, EOS])
+
+
+def test_several_classes() -> None:
+    labels = np.array([[1, 0, 0, 0, 0, 0, 0, 0, 0, 1], [0] * 10, [0, 1, 0, 0, 0, 0, 0, 1, 1, 0]], np.uint8)
+    store = MemoryStore([np.array([i, 0]) for i in range(3)], labels=np.packbits(labels, axis=1))
+    examples = ClassificationExamples(store, 8, 10, bos_id=BOS, eos_id=EOS)
+    rows = examples.batch(np.array([2, 0, -1, 1]))
+    assert rows["labels"].dtype == np.float32
+    np.testing.assert_array_equal(rows["labels"], [labels[2], labels[0], [0] * 10, [0] * 10])
+    assert rows["label_weights"].tolist() == [1, 1, 0, 1]
+    with pytest.raises(UserError, match="documents have 2 bytes of classes, and 3 classes take 1; prepare"):
+        ClassificationExamples(store, 8, 3, bos_id=BOS, eos_id=EOS)
+    with pytest.raises(UserError, match="any number of classes for each document, and here each has one; prepare it"):
+        labels_in(store, 10)
 
 
 def qa_store(documents: list[list[list[int]]], spans: list[tuple[int, int]]) -> MemoryStore:
