@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import small_runs
+import tiny
 from tasks.families import experiment as of_family
 
 from lm import run as runs
@@ -142,7 +143,7 @@ def test_a_run_in_parts_is_the_straight_run_and_needs_its_parent_no_more(parent:
     small_runs.assert_same_run(tmp_path / "straight", tmp_path / "parts")
 
 
-@pytest.mark.parametrize("how", ["mean", "pieces"])
+@pytest.mark.parametrize("how", tiny.fast(["mean", "pieces"], "pieces"))
 def test_another_vocabulary(parent: Path, tmp_path: Path, how: str) -> None:
     """Rows of shared pieces, in the table that is the head as well, stay; every other parameter is taken over."""
     settings = child(

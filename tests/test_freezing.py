@@ -247,38 +247,38 @@ def test_weight_decay_of_groups(optimizer: str) -> None:
         np.testing.assert_allclose(taken, 0.1 * 0.5 * factor * start, atol=1e-6, err_msg=path)
 
 
-def test_a_frozen_run_keeps_what_is_frozen_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ema", tiny.fast([0.0, 0.9], 0.9))
+def test_a_frozen_run_keeps_what_is_frozen_once(tmp_path: Path, ema: float) -> None:
     """Checkpoints hold what is trained, by its whole name and shape; the rest is written once and read back."""
     settings = of_family(tmp_path, "gpt", "causal_lm")
     settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, n_layers=3))
     whole_run = dataclasses.replace(settings, optim=dataclasses.replace(settings.optim, peak_lr=1e-60))
     small_runs.start(whole_run, tmp_path / "whole")
-    for ema in (0.0, 0.9):
-        rates = ("(embed|position_embed)/.*=0", "layers/[01]/.*=0", "layers/2/mlp/.*=1", "layers/.*=0", ".*=1")
-        frozen = dataclasses.replace(
-            settings,
-            optim=dataclasses.replace(settings.optim, rates=rates),
-            train=dataclasses.replace(settings.train, ema_decay=ema),
-        )
-        name = f"frozen-{ema}"
-        small_runs.start(frozen, tmp_path / name)
-        kept = {path: value for path, value in small_runs.state(tmp_path / name).items() if path.startswith("params/")}
-        theirs = {p: v for p, v in small_runs.state(tmp_path / "whole").items() if p.startswith("params/")}
-        assert all(value.shape == theirs[path].shape for path, value in kept.items())
-        assert {path.split("/")[1] for path in kept} == {"layers", "final_norm"}
-        assert {path.split("/")[2] for path in kept if "layers" in path} == {"mlp"}
-        loaded = dict(tree.path_leaves(runs.load(tmp_path / name, MESH, "latest").params))
-        assert {f"params/{path}" for path in loaded} == set(theirs)
-        for path, value in loaded.items():
-            if f"params/{path}" not in kept:
-                np.testing.assert_array_equal(value, theirs[f"params/{path}"], err_msg=path)
-            elif path.startswith("layers/"):
-                np.testing.assert_array_equal(value[:2], theirs[f"params/{path}"][:2], err_msg=path)
-        small_runs.train_in_parts(frozen, tmp_path / f"parts-{ema}", 3)
-        small_runs.assert_same_run(tmp_path / name, tmp_path / f"parts-{ema}")
-        shutil.rmtree(tmp_path / name / "frozen")
-        with pytest.raises(UserError, match="holds what is frozen in this run; restore it"):
-            runs.load(tmp_path / name, MESH)
+    rates = ("(embed|position_embed)/.*=0", "layers/[01]/.*=0", "layers/2/mlp/.*=1", "layers/.*=0", ".*=1")
+    frozen = dataclasses.replace(
+        settings,
+        optim=dataclasses.replace(settings.optim, rates=rates),
+        train=dataclasses.replace(settings.train, ema_decay=ema),
+    )
+    name = f"frozen-{ema}"
+    small_runs.start(frozen, tmp_path / name)
+    kept = {path: value for path, value in small_runs.state(tmp_path / name).items() if path.startswith("params/")}
+    theirs = {p: v for p, v in small_runs.state(tmp_path / "whole").items() if p.startswith("params/")}
+    assert all(value.shape == theirs[path].shape for path, value in kept.items())
+    assert {path.split("/")[1] for path in kept} == {"layers", "final_norm"}
+    assert {path.split("/")[2] for path in kept if "layers" in path} == {"mlp"}
+    loaded = dict(tree.path_leaves(runs.load(tmp_path / name, MESH, "latest").params))
+    assert {f"params/{path}" for path in loaded} == set(theirs)
+    for path, value in loaded.items():
+        if f"params/{path}" not in kept:
+            np.testing.assert_array_equal(value, theirs[f"params/{path}"], err_msg=path)
+        elif path.startswith("layers/"):
+            np.testing.assert_array_equal(value[:2], theirs[f"params/{path}"][:2], err_msg=path)
+    small_runs.train_in_parts(frozen, tmp_path / f"parts-{ema}", 3)
+    small_runs.assert_same_run(tmp_path / name, tmp_path / f"parts-{ema}")
+    shutil.rmtree(tmp_path / name / "frozen")
+    with pytest.raises(UserError, match="holds what is frozen in this run; restore it"):
+        runs.load(tmp_path / name, MESH)
 
 
 def test_a_frozen_run_in_parts_is_the_straight_run(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def logits(model: Transformer, params: Any, **inputs: Any) -> np.ndarray:
     return np.asarray(applied(model)({"params": params}, TOKENS, **inputs))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tiny.fast(FAMILIES, "llama"))
 def test_a_model_begins_as_it_was(family: str) -> None:
     """Low-rank terms and adapters change neither what a model computes at first nor another parameter's value."""
     plain = tiny.config(**FAMILIES[family])
@@ -136,7 +136,7 @@ def test_the_base_in_half_precision_has_float32_terms() -> None:
     assert {str(kind) for path, kind in kinds.items() if path.endswith("query/kernel")} == {"bfloat16"}
 
 
-@pytest.mark.parametrize("family", ["gpt", "llama"])
+@pytest.mark.parametrize("family", tiny.fast(["gpt", "llama"], "llama"))
 def test_a_mesh_computes_the_same(family: str) -> None:
     config = tiny.config(**FAMILIES[family], lora=EVERYWHERE, adapter_dim=4, prompt_len=3)
     model, params = noisy(config)
@@ -187,7 +187,7 @@ def test_a_prompt_of_tokens_vectors_is_those_tokens(kind: str, padded: bool) -> 
     np.testing.assert_allclose(np.asarray(found)[there], np.asarray(wanted)[there], atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["learned", "rope", "relative", "prefix"])
+@pytest.mark.parametrize("kind", tiny.fast(["learned", "rope", "relative", "prefix"], "rope", "prefix"))
 def test_decoding_with_a_cache_is_running_the_whole_model(kind: str) -> None:
     """Greedy tokens of a model with all three, from prompts of several lengths."""
     changes = PROMPTED[kind] | {"lora": EVERYWHERE, "adapter_dim": 4, "prompt_len": 3}
