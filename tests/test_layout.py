@@ -13,6 +13,7 @@ LEVELS = {
     "lm.metrics": 0,
     "lm.sharding": 0,
     "lm.errors": 0,
+    "lm.cluster": 0,
     "lm.records": 0,
     "lm.text": 1,
     "lm.data": 2,

@@ -1,0 +1,247 @@
+"""Several processes as one: how they find each other, what they must agree on, and how one's trouble reaches all.
+
+Everything here is also right for a process alone, where it does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from lm.errors import UserError, check
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """The processes of a run; each is started with the same command, on its own devices."""
+
+    launcher: Literal["auto", "explicit", "none"] = "auto"
+    """How processes find each other: auto = as SLURM, Open MPI, GKE (JobSet) or Cloud TPU tell, where one of them has
+    started several; explicit = by the settings below; none = a process alone."""
+    coordinator: str | None = None
+    """HOST:PORT of the first process, where the others ask for it; sets launcher to explicit."""
+    processes: int | None = None
+    """How many processes there are; for launcher explicit."""
+    process: int | None = None
+    """Which one this is, from 0; for launcher explicit."""
+    wait: int = 300
+    """Seconds to wait for all processes to arrive."""
+    heartbeat: int = 100
+    """Seconds without a sign of life after which a process counts as lost, and all others end."""
+
+    def __post_init__(self) -> None:
+        """Checks what can be told by itself."""
+        given = {name: getattr(self, name) for name in ("coordinator", "processes", "process")}
+        named = [f"cluster.{name}" for name, value in given.items() if value is not None]
+        check(
+            not named or len(named) == len(given),
+            f"{' and '.join(named)} given; processes find each other by cluster.coordinator, cluster.processes and"
+            " cluster.process, all three",
+        )
+        check(
+            self.launcher != "explicit" or named,
+            "cluster.launcher is explicit; give cluster.coordinator, cluster.processes and cluster.process",
+        )
+        check(self.launcher != "none" or not named, f"cluster.launcher is none, and {', '.join(named)} is given")
+        for name in ("wait", "heartbeat"):
+            check(getattr(self, name) >= 1, f"cluster.{name} is {getattr(self, name)}; it must be at least 1 (seconds)")
+        if self.coordinator is not None:
+            assert self.processes is not None
+            assert self.process is not None
+            host, colon, port = self.coordinator.rpartition(":")
+            check(
+                host and colon and port.isdigit(),
+                f"cluster.coordinator is {self.coordinator!r}; write HOST:PORT of the first process",
+            )
+            check(self.processes >= 1, f"cluster.processes is {self.processes}; it must be at least 1")
+            check(
+                0 <= self.process < self.processes,
+                f"cluster.process is {self.process}; with cluster.processes {self.processes} it is from 0 to"
+                f" {self.processes - 1}",
+            )
+
+
+def join(config: ClusterConfig, *, launched: bool = False) -> None:
+    """Meets the other processes; before anything asks JAX for devices.
+
+    Args:
+      config: how.
+      launched: whether a launcher that JAX knows has started several processes, for `auto`.
+
+    Raises:
+      UserError: not all of them arrived in time, two say that they are the same, or the launcher says nothing that
+        JAX understands.
+    """
+    explicit = config.coordinator is not None
+    if not explicit and (config.launcher == "none" or not launched):
+        return
+    if explicit:  # JAX's own client ends the process, with a stack trace, where somebody is missing
+        assert config.coordinator is not None
+        host, _, port = config.coordinator.rpartition(":")
+        call = _call_the_roll if config.process == 0 else _answer
+        call(host, int(port), config)
+    named = {"coordinator_address": config.coordinator, "num_processes": config.processes, "process_id": config.process}
+    try:
+        jax.distributed.initialize(
+            **(named if explicit else {}),  # type: ignore[arg-type]
+            initialization_timeout=config.wait,
+            heartbeat_timeout_seconds=config.heartbeat,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the processes could not be joined: {reason}; look at what the launcher told them") from None
+
+
+_READY = b"go\n"
+
+
+def _call_the_roll(host: str, port: int, config: ClusterConfig) -> None:
+    """Waits, as the first process, for all others to say who they are, and tells them to go on."""
+    assert config.processes is not None
+    deadline = time.monotonic() + config.wait
+    arrived: set[int] = set()
+    lines: list[socket.socket] = []
+    with contextlib.ExitStack() as open_sockets:
+        try:
+            server = open_sockets.enter_context(socket.create_server(("", port), backlog=config.processes))
+        except OSError as error:
+            raise UserError(
+                f"process 0 can't listen on port {port} of cluster.coordinator {host}:{port} ({error.strerror}); choose"
+                " a free port of this machine"
+            ) from None
+        problem: str | None = None
+        while len(arrived) + 1 < config.processes and problem is None:
+            server.settimeout(max(deadline - time.monotonic(), 0.01))
+            try:
+                found = open_sockets.enter_context(server.accept()[0])
+                found.settimeout(max(deadline - time.monotonic(), 0.01))
+                process, processes = map(int, found.makefile("r").readline().split())
+            except TimeoutError:
+                missing = [i for i in range(1, config.processes) if i not in arrived]
+                problem = (
+                    f"{len(arrived) + 1} of {config.processes} processes arrived within cluster.wait = {config.wait}"
+                    f" seconds; missing are {', '.join(map(str, missing[:8]))}{', …' if missing[8:] else ''}"
+                )
+            except (OSError, ValueError):
+                continue  # whoever asked was none of ours, or has gone again
+            else:
+                if processes != config.processes:
+                    problem = (
+                        f"process {process} was started with cluster.processes {processes}, and process 0 with"
+                        f" {config.processes}; give all the same"
+                    )
+                elif process in arrived or process == 0:
+                    problem = f"two processes were started with cluster.process {process}; give each its own"
+                arrived.add(process)
+                lines.append(found)
+        for found in lines:
+            with contextlib.suppress(OSError):
+                found.sendall(_READY if problem is None else f"{problem}\n".encode())
+        check(problem is None, problem or "")
+
+
+def _answer(host: str, port: int, config: ClusterConfig) -> None:
+    """Says to the first process who this is, and waits for its word."""
+    deadline = time.monotonic() + config.wait
+    reason = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 0.01)) as first:
+                first.sendall(f"{config.process} {config.processes}\n".encode())
+                # The first process may wait a little longer, as it may have started later.
+                first.settimeout(max(deadline - time.monotonic(), 0) + 5)
+                told = first.makefile("rb").readline()
+            if told == _READY:
+                return
+            check(not told, told.decode(errors="replace").strip())
+        except OSError as error:
+            reason = error.strerror or str(error)
+        time.sleep(0.2)
+    raise UserError(
+        f"process {config.process} of {config.processes} did not find process 0 at cluster.coordinator {host}:{port}"
+        f" within cluster.wait = {config.wait} seconds ({reason}); start it, or correct the address"
+    )
+
+
+def leads() -> bool:
+    """Whether this is the process that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def gathered(value: Any) -> list[Any]:
+    """What each process gives, in their order; JSON-ready values of any size."""
+    if jax.process_count() == 1:
+        return [value]
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
+    sizes = np.asarray(multihost_utils.process_allgather(np.array(len(text), np.int32))).reshape(-1)
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process is here; `name` says where, and is the same for all."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def check_agreed(facts: Mapping[str, Any]) -> None:
+    """Raises `UserError` in every process where one has another value than the first; facts are JSON-ready."""
+    told = gathered(dict(facts))
+    for name in told[0]:
+        for process, theirs in enumerate(told):
+            check(
+                theirs.get(name) == told[0][name],
+                f"process {process} has {name} {_short(theirs.get(name))}, and process 0 {_short(told[0][name])};"
+                " start all processes with the same code, versions and settings",
+            )
+
+
+def check_disjoint(what: str, mine: list[int], total: int) -> None:
+    """Raises `UserError` in every process unless each of `total` numbers belongs to exactly one process."""
+    told = gathered(mine)
+    owner: dict[int, int] = {}
+    for process, numbers in enumerate(told):
+        for number in numbers:
+            check(
+                number not in owner,
+                f"{what} {number} belongs to process {owner.get(number)} and to process {process}; processes must not"
+                " share data: check cluster.process of each",
+            )
+            owner[number] = process
+    missing = [number for number in range(total) if number not in owner]
+    check(not missing, f"{what} {missing[:5]} of {total} belong to no process")
+
+
+@contextlib.contextmanager
+def agreeing() -> Iterator[None]:
+    """What goes wrong in one process within, as a UserError, is raised in all, which would wait for it otherwise.
+
+    Everything within is local: a process that waits for others there would wait for one that failed.
+    """
+    failure: str | None = None
+    own: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        failure, own = str(error), error
+    told = gathered(failure)
+    if own is not None:
+        raise own
+    for process, message in enumerate(told):
+        check(message is None, f"process {process}: {message}")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

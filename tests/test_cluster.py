@@ -1,0 +1,100 @@
+"""Processes that meet, compare what they have, and tell each other of mistakes."""
+
+from typing import Any
+
+import processes
+import pytest
+
+from lm import cluster
+from lm.errors import UserError
+
+TOGETHER = """
+cluster.join(settings)
+assert jax.process_count() == 2 and len(jax.devices()) == 4
+print(cluster.gathered({"process": process, "text": "é" * 500 * process})[1]["text"].count("é"), cluster.leads())
+
+def attempt(what):
+    try:
+        what()
+        print("fine")
+    except cluster.UserError as error:
+        print(error)
+
+def one_fails():
+    with cluster.agreeing():
+        cluster.check(process == 0, "the disk is full; make room")
+
+attempt(lambda: cluster.check_agreed({"jax": "1", "config": "same"}))
+attempt(lambda: cluster.check_agreed({"jax": "1", "config": f"hash {process}"}))
+attempt(one_fails)
+attempt(lambda: cluster.check_disjoint("row", [process, process + 2], 4))
+attempt(lambda: cluster.check_disjoint("row", [0, 1][: process + 1], 2))
+attempt(lambda: cluster.check_disjoint("row", [process], 3))
+cluster.wait_for_all("the end")
+"""
+
+
+def test_processes_compare_what_they_have() -> None:
+    for process, (status, out, errors) in enumerate(processes.finish(processes.start(TOGETHER, 2))):
+        assert status == 0, errors
+        assert [line for line in out.splitlines() if "Gloo" not in line] == [
+            f"500 {process == 0}",
+            "fine",
+            "process 1 has config hash 1, and process 0 hash 0; start all processes with the same code, versions and"
+            " settings",
+            "process 1: the disk is full; make room" if process == 0 else "the disk is full; make room",
+            "fine",
+            "row 0 belongs to process 0 and to process 1; processes must not share data: check cluster.process of each",
+            "row [2] of 3 belong to no process",
+        ]
+
+
+HURRIED = """
+import dataclasses
+try:
+    cluster.join(dataclasses.replace(settings, wait=3))
+except cluster.UserError as error:
+    print(error)
+"""
+
+
+def test_who_does_not_come_is_told_of() -> None:
+    """By the first process to all that came, how many that are and who is missing; without it, that it is missing."""
+    missing = "2 of 4 processes arrived within cluster.wait = 3 seconds; missing are 1, 3\n"
+    for arrive, wanted in (([0, 2], missing), ([1], "process 1 of 2 did not find process 0 at cluster.coordinator")):
+        for status, out, errors in processes.finish(processes.start(HURRIED, 2 * len(arrive), arrive=arrive)):
+            assert status == 0, errors
+            assert out.startswith(wanted)
+
+
+def test_two_with_one_number() -> None:
+    """One of them may learn of it before the other has come, and that one finds nobody."""
+    told = [out for _, out, _ in processes.finish(processes.start(HURRIED, 3, arrive=[0, 1, 1]))]
+    assert told[0] == "two processes were started with cluster.process 1; give each its own\n"
+
+
+def test_a_process_alone_agrees_with_itself() -> None:
+    cluster.join(cluster.ClusterConfig())
+    assert cluster.gathered([1]) == [[1]]
+    cluster.check_agreed({"a": 1})
+    cluster.check_disjoint("row", [0, 1], 2)
+    cluster.wait_for_all("here")
+    with pytest.raises(UserError, match="own"), cluster.agreeing():
+        raise UserError("own")
+
+
+HERE = {"coordinator": "localhost:1", "processes": 2, "process": 0}
+MISTAKES = {
+    "one of three": ({"processes": 2}, "cluster.processes given; processes find each other by .* all three"),
+    "explicit": ({"launcher": "explicit"}, "give cluster.coordinator, cluster.processes and cluster.process"),
+    "none": (HERE | {"launcher": "none"}, "cluster.launcher is none, and cluster.coordinator, cluster.processes"),
+    "no port": (HERE | {"coordinator": "localhost"}, "cluster.coordinator is 'localhost'; write HOST:PORT"),
+    "too high": (HERE | {"process": 2}, "cluster.process is 2; with cluster.processes 2 it is from 0 to 1"),
+    "no time": ({"wait": 0}, "cluster.wait is 0; it must be at least 1"),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cluster.ClusterConfig(**settings)
