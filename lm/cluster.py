@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -172,9 +173,33 @@ def _answer(host: str, port: int, config: ClusterConfig) -> None:
     )
 
 
+class Anyone:
+    """Asks at every step whether any process wants something, such as to stop, without making a device wait.
+
+    All processes get the same answer at the same step: what was asked at a step is known at the next.
+    """
+
+    def __init__(self, mesh: jax.sharding.Mesh):
+        """`mesh` is of all processes."""
+        self._rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._any = jax.jit(jnp.max, in_shardings=self._rows, out_shardings=whole)
+        self._shape = (mesh.size,)
+        self._local = mesh.local_mesh.size
+        self._asked: jax.Array | None = None
+
+    def ask(self, mine: bool) -> bool:
+        """Says what this process wants, and returns whether any wanted it when this was called last."""
+        if jax.process_count() == 1:
+            return mine
+        before, flags = self._asked, np.full(self._local, mine, np.int32)
+        self._asked = self._any(jax.make_array_from_process_local_data(self._rows, flags, self._shape))
+        return before is not None and bool(jax.device_get(before))
+
+
 def leads() -> bool:
-    """Whether this is the process that writes what is written once."""
-    return jax.process_index() == 0
+    """Whether this is the process that speaks, and writes what is written once; asks no device where there is one."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def gathered(value: Any) -> list[Any]:
@@ -207,20 +232,22 @@ def check_agreed(facts: Mapping[str, Any]) -> None:
             )
 
 
-def check_disjoint(what: str, mine: list[int], total: int) -> None:
-    """Raises `UserError` in every process unless each of `total` numbers belongs to exactly one process."""
-    told = gathered(mine)
-    owner: dict[int, int] = {}
+def check_shared_out(what: str, mine: list[int], total: int) -> None:
+    """Raises `UserError` in every process unless `total` numbers are shared out among the processes.
+
+    Two have the same numbers, as where the devices that split a row belong to several, or none in common.
+    """
+    told = [set(numbers) for numbers in gathered(mine)]
     for process, numbers in enumerate(told):
-        for number in numbers:
+        for other, theirs in enumerate(told[:process]):
+            both = sorted(numbers & theirs)
             check(
-                number not in owner,
-                f"{what} {number} belongs to process {owner.get(number)} and to process {process}; processes must not"
-                " share data: check cluster.process of each",
+                not both or numbers == theirs,
+                f"{what} {both[:5]} belong to process {other} and to process {process}, which share no others; check"
+                " cluster.process of each",
             )
-            owner[number] = process
-    missing = [number for number in range(total) if number not in owner]
-    check(not missing, f"{what} {missing[:5]} of {total} belong to no process")
+    missing = sorted(set(range(total)).difference(*told))
+    check(not missing, f"{what} {missing[:5]} of {total} belong to no process; check cluster.process of each")
 
 
 @contextlib.contextmanager

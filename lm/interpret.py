@@ -49,8 +49,8 @@ def capture(model: Transformer, params: Any, batch: Mapping[str, Any]) -> Captur
     check("tokens" in batch, "the batch has no tokens; there is nothing to read")
     check(
         not model.config.prompt_len,
-        f"the model has a learned prompt of {model.config.prompt_len} vectors (model.prompt_len), which are no tokens to"
-        " be shown; look at the run it was begun with",
+        f"the model has a learned prompt of {model.config.prompt_len} vectors (model.prompt_len), which are no tokens"
+        " to be shown; look at the run it was begun with",
     )
     inputs = {name: np.asarray(batch[name]) for name in READ if name in batch}
     check(

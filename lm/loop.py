@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from lm.checkpoint import Checkpoints
+from lm.cluster import Anyone
 from lm.errors import check
 from lm.evaluate import evaluate, to_devices
 from lm.metrics import is_better
@@ -291,6 +292,7 @@ class _Loop:
         self.saved = first if first else None
         clock = _Clock(self.progress.seconds)
         waiting: tuple[int, dict[str, Array]] | None = None
+        anyone = Anyone(self.program.mesh)
         while step < self.total and not self.out_of_patience():
             batch = to_devices(clock.wait_for(batches), self.program.mesh)
             state, report = self.program.train_step(state, self.feed.enrich(batch))
@@ -300,7 +302,7 @@ class _Loop:
             waiting = (step, report)
 
             last = step == self.total
-            stop = signals.received is not None or step == stop_at
+            stop = anyone.ask(signals.received is not None) or step == stop_at
             evaluate_now = self.feed.validation is not None and (last or _due(step, config.eval_every))
             save_now = last or stop or _due(step, config.save_every)
             if evaluate_now or save_now:
@@ -316,7 +318,8 @@ class _Loop:
                 break
             if stop:  # a signal since then is served after the next step, whose report will have been read
                 self.checkpoints.wait()
-                return Outcome("preempted", step, signals.received or f"asked to stop at step {step}", self.validation)
+                asked = f"asked to stop at step {step}" if step == stop_at else "another process was told to stop"
+                return Outcome("preempted", step, signals.received or asked, self.validation)
         self.checkpoints.wait()
         patience = f"no better validation {config.best} in {config.patience} evaluations"
         return Outcome("finished", step, patience if self.out_of_patience() else "all steps done", self.validation)

@@ -56,10 +56,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class RunDirectory:
-    """One run's folder. Held by at most one training process at a time."""
+    """One run's folder. Held by at most one training process at a time, or by the first of several that train together.
 
-    def __init__(self, path: Path):
-        self.path = path
+    Args:
+      path: the folder.
+      writes: whether this process writes what is written once; of several that train together, the first one does.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True):
+        self.path, self.writes = path, writes
         self._lock: IO[str] | None = None
 
     @staticmethod
@@ -79,8 +84,10 @@ class RunDirectory:
         )
 
     @classmethod
-    def create(cls, path: Path) -> "RunDirectory":
+    def create(cls, path: Path, *, writes: bool = True) -> "RunDirectory":
         """Makes a new run directory; raises UserError as `check_new` does, or if the disk refuses."""
+        if not writes:
+            return cls(path, writes=False)
         cls.check_new(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -92,7 +99,7 @@ class RunDirectory:
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path) -> "RunDirectory":
+    def open(cls, path: Path, *, writes: bool = True) -> "RunDirectory":
         """An existing run directory.
 
         Raises:
@@ -102,7 +109,7 @@ class RunDirectory:
             (path / "config.json").is_file(),
             f"{path} is not a run directory (it has no config.json); give the folder that `lm train` printed",
         )
-        return cls(path)
+        return cls(path, writes=writes)
 
     def lock(self) -> None:
         """Takes the run for this process until it ends, however it ends.
@@ -110,6 +117,8 @@ class RunDirectory:
         Raises:
           UserError: another process trains this run.
         """
+        if not self.writes:
+            return
         file = (self.path / "log.txt").open("a", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,8 +154,9 @@ class RunDirectory:
         return self.path / "tokenizer"
 
     def write(self, name: str, value: Any) -> None:
-        """Writes one of the JSON files."""
-        write_json(self.path / name, value)
+        """Writes one of the JSON files, once."""
+        if self.writes:
+            write_json(self.path / name, value)
 
     def read(self, name: str, *keys: str) -> Any:
         """Reads one of the JSON files, which is to be an object with these keys.
@@ -220,6 +230,9 @@ class MetricWriter:
     """Appends to `metrics.jsonl` and `tensorboard/`, continuing after `step` when a run is resumed."""
 
     def __init__(self, run: RunDirectory, step: int = 0):
+        self._file: IO[str] | None = None
+        if not run.writes:
+            return
         path = run.path / "metrics.jsonl"
         resumed = path.exists()
         if resumed:
@@ -233,6 +246,8 @@ class MetricWriter:
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes one record: `step`, `split`, `tokens`, `seconds` and any numbers; a non-finite number becomes null."""
+        if self._file is None:
+            return
         clean = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in record.items()
@@ -247,8 +262,9 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flushes and closes both."""
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
 
 
 def environment() -> dict[str, Any]:

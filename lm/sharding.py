@@ -143,6 +143,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def process_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """The rows of a batch that lie on this process's devices, ascending: what it has to read."""
+    parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for part in parts if part is not None for row in range(*part[0].indices(batch_size))})
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     """Raises UserError unless rows divide evenly over accumulation steps and devices."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]

@@ -27,9 +27,9 @@ def one_fails():
 attempt(lambda: cluster.check_agreed({"jax": "1", "config": "same"}))
 attempt(lambda: cluster.check_agreed({"jax": "1", "config": f"hash {process}"}))
 attempt(one_fails)
-attempt(lambda: cluster.check_disjoint("row", [process, process + 2], 4))
-attempt(lambda: cluster.check_disjoint("row", [0, 1][: process + 1], 2))
-attempt(lambda: cluster.check_disjoint("row", [process], 3))
+attempt(lambda: cluster.check_shared_out("row", [process, process + 2], 4))
+attempt(lambda: cluster.check_shared_out("row", [0, 1][: process + 1], 2))
+attempt(lambda: cluster.check_shared_out("row", [process], 3))
 cluster.wait_for_all("the end")
 """
 
@@ -44,8 +44,8 @@ def test_processes_compare_what_they_have() -> None:
             " settings",
             "process 1: the disk is full; make room" if process == 0 else "the disk is full; make room",
             "fine",
-            "row 0 belongs to process 0 and to process 1; processes must not share data: check cluster.process of each",
-            "row [2] of 3 belong to no process",
+            "row [0] belong to process 0 and to process 1, which share no others; check cluster.process of each",
+            "row [2] of 3 belong to no process; check cluster.process of each",
         ]
 
 
@@ -77,7 +77,7 @@ def test_a_process_alone_agrees_with_itself() -> None:
     cluster.join(cluster.ClusterConfig())
     assert cluster.gathered([1]) == [[1]]
     cluster.check_agreed({"a": 1})
-    cluster.check_disjoint("row", [0, 1], 2)
+    cluster.check_shared_out("row", [0, 1], 2)
     cluster.wait_for_all("here")
     with pytest.raises(UserError, match="own"), cluster.agreeing():
         raise UserError("own")

@@ -4,6 +4,7 @@ import io
 import logging
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ import tyro
 from rich.console import Console
 
 from lm import run as runs
+from lm.cluster import leads
 from lm.errors import check
 from lm.records import RunDirectory
 from lm.text.tokenizer import TokenizerConfig, is_trained
@@ -36,6 +38,15 @@ def check_typed(arguments: list[str], tokenizer: TokenizerConfig) -> None:
         )
 
 
+def launched(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher that JAX knows has started this process as one of several, as its variables say."""
+    counts = (environment.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    several = any(count.isdigit() and int(count) > 1 for count in counts)
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES", "")
+    in_job = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
+    return several or "," in hosts or in_job
+
+
 def open_console() -> Console:
     """Sets up what is said where: results on standard output, our warnings on standard error."""
     log = logging.getLogger("lm")
@@ -57,7 +68,8 @@ def open_console() -> Console:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that can't show a character gets a question mark
             stream.reconfigure(errors="replace")
-    return Console(width=None if sys.stdout.isatty() else 200, emoji=False)
+    # Of several processes the first one speaks.
+    return Console(width=None if sys.stdout.isatty() else 200, emoji=False, quiet=not leads())
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

@@ -1,6 +1,7 @@
 """`lm train`: a new run from a config file, or the rest of one."""
 
 import errno
+import os
 import shlex
 import sys
 import time
@@ -9,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import tyro
 from rich.console import Console
 
 from lm import config as configs
 from lm import run as runs
+from lm.cluster import ClusterConfig, join, leads
 from lm.commands.exits import DONE, FAILED, PREEMPTED
-from lm.commands.shared import check_typed, next_commands, open_console, show
+from lm.commands.shared import check_typed, launched, next_commands, open_console, show
 from lm.config import Experiment
 from lm.console import PreparationReporter, TrainingReporter
 from lm.errors import UserError, check
@@ -35,6 +38,8 @@ class TrainArguments:
     """Folder of the new run; None = runs/NAME-DATE-TIME."""
     stop_at: int | None = None
     """Stop after this step as if preempted: save, and exit with status 75."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Several processes that train together."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
 
 
@@ -64,6 +69,11 @@ def run(arguments: list[str]) -> int:
         description=configs.describe(path),
     )
     check_typed(rest, parsed.experiment.tokenizer)
+    join(parsed.cluster, launched=launched(os.environ))
+    check(
+        parsed.run is not None or jax.process_count() == 1,
+        "several processes need one folder to write to; give --run FOLDER",
+    )
     console = open_console()
     run = parsed.run or Path("runs") / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     return _train(
@@ -83,6 +93,8 @@ def _split_resume(argument: str) -> list[str]:
 class _ResumeArguments:
     stop_at: int | None = None
     """Stop after this step as if preempted: save, and exit with status 75."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Several processes that train together; they may be more or fewer than before."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
 
 
@@ -100,6 +112,7 @@ def _resume(path: Path, rest: list[str]) -> int:
     saved = runs.load_experiment(run)
     parsed = _parse_resume(_ResumeArguments(experiment=saved), rest, prog=f"lm train --resume {path}")
     runs.check_changes(saved, parsed.experiment)
+    join(parsed.cluster, launched=launched(os.environ))
     console = open_console()
     if run.status() == "finished":
         show(console, f"{path} is finished; nothing to resume")
@@ -130,8 +143,23 @@ def _train(console: Console, path: Path, go: Callable[[TrainingReporter, Prepara
             file=sys.stderr,
         )
         return FAILED
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        # A process was lost, and what it was to give to the others never came. Nothing can be agreed on any more, so
+        # this one ends at once: JAX would wait at its exit for the one that is gone.
+        reason = " ".join(str(error).split())[:200]
+        print(
+            f"lm: training failed: the processes lost each other ({reason}); what was saved before is whole: start all"
+            f" of them again with `lm train --resume {shlex.quote(str(path))}`",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(FAILED)
     finally:
         progress.close()
+    if not leads():
+        return PREEMPTED if outcome.state == "preempted" else DONE
     plot_losses(RunDirectory(path).metrics(), path / "loss.png")
     if outcome.state == "preempted":
         show(console, f"stopped after step {outcome.step} ({outcome.reason}); everything is saved")

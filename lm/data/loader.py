@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -83,8 +83,7 @@ def training_batches(
     make: Maker,
     batch_size: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> BatchIterator:
     """An endless iterator over the batches of steps `start_step`, `start_step + 1`, …
 
@@ -94,19 +93,18 @@ def training_batches(
       make: makes a store's examples, as the objective wants them; `packed` for next-token prediction.
       batch_size: B, rows of the global batch.
       start_step: where to begin; a straight run from there on gives the same batches.
-      process_index: which rows are this process's: `[i * B / P, (i + 1) * B / P)`.
-      process_count: P.
+      rows: which rows of each batch are read here, ascending; None = all. Several processes read each its own.
 
     Returns:
-      An iterator over dicts of numpy arrays of B / P rows (see `Examples.batch`). Call its `close()` when done.
+      An iterator over dicts of numpy arrays of these rows (see `Examples.batch`). Call its `close()` when done.
 
     Raises:
-      UserError: a setting out of range, a batch that processes cannot share, a corpus shorter than one example.
+      UserError: a setting out of range, a row that no batch has, a corpus shorter than one example.
     """
     check_loader_config(config)
     check(start_step >= 0, f"start_step is {start_step}; it must be 0 or more")
-    rows = _local_rows(batch_size, process_index, process_count)
-    read = _training_batch(store, config, make, batch_size, rows)
+    chosen = _chosen_rows(batch_size, rows)
+    read = _training_batch(store, config, make, batch_size, chosen)
     return _iterate(read, range(start_step, _ENDLESS), config)
 
 
@@ -117,8 +115,7 @@ def evaluation_batches(
     make: Maker,
     batch_size: int,
     max_batches: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> BatchIterator:
     """An iterator over every example once, in order; arguments and errors as for `training_batches`.
 
@@ -129,10 +126,10 @@ def evaluation_batches(
     number of them. `max_batches` stops earlier.
     """
     check_loader_config(config)
-    rows = _local_rows(batch_size, process_index, process_count)
+    chosen = _chosen_rows(batch_size, rows)
     examples = _examples(store, config, make, training=False)
     n_batches = _count_batches(examples, batch_size, max_batches)
-    return _iterate(_EvaluationBatch(examples, batch_size, rows), range(n_batches), config)
+    return _iterate(_EvaluationBatch(examples, batch_size, chosen), range(n_batches), config)
 
 
 def n_evaluation_batches(
@@ -238,14 +235,14 @@ def _examples(store: TokenStore | Mixture, config: DataConfig, make: Maker, *, t
     return make(store, config, training)
 
 
-def _local_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
+def _chosen_rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
     check(batch_size >= 1, f"batch size is {batch_size}; it must be at least 1")
+    chosen = np.arange(batch_size) if rows is None else np.asarray(rows)
     check(
-        batch_size % process_count == 0,
-        f"batch size {batch_size} does not divide among {process_count} processes; choose a multiple",
+        chosen.size and chosen.min() >= 0 and chosen.max() < batch_size,
+        f"rows {chosen.tolist()[:8]} are asked for of batches of {batch_size}; they are from 0 to {batch_size - 1}",
     )
-    local = batch_size // process_count
-    return np.arange(process_index * local, (process_index + 1) * local)
+    return chosen
 
 
 def _iterate(read: Callable[[int], Batch], steps: range, config: DataConfig) -> BatchIterator:

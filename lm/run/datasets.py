@@ -7,12 +7,10 @@ import functools
 import itertools
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from lm.config import Experiment
 from lm.data import loader
@@ -206,14 +204,28 @@ def maker(experiment: Experiment, dataset: AnyDataset) -> loader.Maker:
 
 
 def split_batches(
-    dataset: AnyDataset, experiment: Experiment, split: str, batch_size: int, max_batches: int | None
+    dataset: AnyDataset,
+    experiment: Experiment,
+    split: str,
+    batch_size: int,
+    max_batches: int | None,
+    rows: Sequence[int] | None = None,
 ) -> tuple[Callable[[], Any], int]:
-    """A function that starts over with the batches of a split, each example once, and how many there are."""
-    return store_batches(dataset.store(split), experiment, maker(experiment, dataset), batch_size, max_batches)
+    """A function that starts over with the batches of a split, each example once, and how many there are.
+
+    `rows` are those of each batch that this process reads; None = all.
+    """
+    make = maker(experiment, dataset)
+    return store_batches(dataset.store(split), experiment, make, batch_size, max_batches, rows)
 
 
 def store_batches(
-    store: TokenStore | Mixture, experiment: Experiment, make: loader.Maker, batch_size: int, max_batches: int | None
+    store: TokenStore | Mixture,
+    experiment: Experiment,
+    make: loader.Maker,
+    batch_size: int,
+    max_batches: int | None,
+    rows: Sequence[int] | None = None,
 ) -> tuple[Callable[[], Any], int]:
     """`split_batches` of a store."""
     count = loader.n_evaluation_batches(
@@ -226,8 +238,7 @@ def store_batches(
         make=make,
         batch_size=batch_size,
         max_batches=max_batches,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=rows,
     )
     return batches, count
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 import logging
 import math
 import shutil
@@ -16,8 +18,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from lm import cluster, tree
 from lm import config as configs
-from lm import tree
 from lm.checkpoint import Checkpoints
 from lm.config import Experiment
 from lm.data import loader
@@ -26,13 +28,13 @@ from lm.data.objectives.taught import TaughtExamples, load_lessons
 from lm.data.prepare import Progress
 from lm.errors import check
 from lm.loop import Feed, Outcome, Reporter, check_resumable, fit
-from lm.models.transformer import Transformer
+from lm.models.transformer import ModelConfig, Transformer
 from lm.optim import freezing, make_optimizer, make_schedule
 from lm.records import RunDirectory, differences, environment
 from lm.run.begin import begun, check_parent, with_parent
 from lm.run.datasets import AnyDataset, check_has_dataset, dataset_of, described, maker, prepared, split_batches
 from lm.run.use import choose_checkpoint, load, load_experiment
-from lm.sharding import check_batch, make_mesh
+from lm.sharding import check_batch, make_mesh, process_rows
 from lm.tasks import Task
 from lm.tasks.distillation import Distilled, check_lessons, check_teacher, make_teacher
 from lm.text.tokenizer import TokenizerConfig, check_tokenizer_config, is_trained, train_tokenizer
@@ -86,7 +88,6 @@ def check_experiment(experiment: Experiment) -> Mesh:
         best in task.reports,
         f"train.best is {best!r}, which task {task.kind} doesn't report; choose one of {', '.join(task.reports)}",
     )
-    labels: Sequence[str] = data.labels
     if experiment.distill.teacher is not None:
         RunDirectory.open(Path(experiment.distill.teacher))
     if experiment.distill.saved is not None:
@@ -102,8 +103,6 @@ def check_experiment(experiment: Experiment) -> Mesh:
                 name.split(".")[0] not in ("tokenizer", "clean", "dedup", "augment"),
                 f"{name} is {value!r}, but data.mixture.datasets are prepared already; leave it at {default!r}",
             )
-        mixed = open_mixture(data.mixture)
-        ids, labels = mixed.tokenizer.vocab_size, mixed.labels
     else:
         for name, is_set in (("patience", experiment.train.patience is not None), ("best", best != "loss")):
             check(
@@ -111,9 +110,7 @@ def check_experiment(experiment: Experiment) -> Mesh:
                 f"train.{name} needs a validation split; set data.validation_fraction or data.validation_source",
             )
         check_tokenizer_config(tokenizer)
-        ids = tokenizer.vocab_size if is_trained(tokenizer) else train_tokenizer(tokenizer, ()).vocab_size
-    settled = task.settle(model.with_vocabulary(ids), labels)
-    params, _ = abstract_params(Transformer(settled), mesh)
+    params, _ = abstract_params(Transformer(settled_model(experiment)), mesh)
     train = experiment.train
     if train.steps is not None or train.tokens is not None:
         steps = train.total_steps(tokens_per_step=train.batch_size * seq_len, steps_per_epoch=math.nan)
@@ -122,6 +119,18 @@ def check_experiment(experiment: Experiment) -> Mesh:
         steps = 10**6
     make_optimizer(experiment.optim, make_schedule(experiment.optim, steps), params)
     return mesh
+
+
+def settled_model(experiment: Experiment) -> ModelConfig:
+    """The model with what tokenizer and classes say of it, as far as that is known before text is read."""
+    data, tokenizer = experiment.data, experiment.tokenizer
+    labels: Sequence[str] = data.labels
+    if data.mixture.datasets:
+        mixed = open_mixture(data.mixture)
+        ids, labels = mixed.tokenizer.vocab_size, mixed.labels
+    else:
+        ids = tokenizer.vocab_size if is_trained(tokenizer) else train_tokenizer(tokenizer, ()).vocab_size
+    return experiment.task.settle(experiment.model.with_vocabulary(ids), labels)
 
 
 def start(
@@ -138,11 +147,13 @@ def start(
       UserError: anything about the settings; then no run directory was made.
       TrainingHaltedError: something was not finite.
     """
-    experiment = with_parent(experiment)
-    mesh = check_experiment(experiment)
-    RunDirectory.check_new(path)
-    experiment = _with_settled_teacher(experiment)
-    with prepared(experiment, progress) as dataset:
+    with cluster.agreeing():
+        experiment = with_parent(experiment)
+        mesh = check_experiment(experiment)
+        RunDirectory.check_new(path)
+        experiment = _with_settled_teacher(experiment)
+    census(experiment, mesh)
+    with cluster.agreeing(), prepared(experiment, progress) as dataset:
         model = experiment.model.with_vocabulary(dataset.tokenizer.vocab_size)
         model = experiment.task.settle(model, dataset.labels)
         experiment = dataclasses.replace(experiment, model=model)
@@ -171,22 +182,43 @@ def start(
             f"{parts.cut} of {parts.examples} training documents are longer than a row and lose a part; a larger"
             " data.seq_len (or task.source_len) keeps it"
         )
-    run = RunDirectory.create(path)
-    run.lock()
+    with cluster.agreeing():
+        run = RunDirectory.create(path, writes=cluster.leads())
+        run.lock()
     try:
-        run.write("environment.json", environment())
-        run.write("dataset.json", described(dataset))
-        dataset.tokenizer.save(run.tokenizer)
-        parent = experiment.init_from.run
-        original = RunDirectory(Path(parent or "")).pretrained
-        # Tokenizer files among it would be those of another vocabulary.
-        if parent is not None and experiment.init_from.resize_vocab == "no" and original.is_dir():
-            shutil.copytree(original, run.pretrained, dirs_exist_ok=True)
-        # Last, as it makes the folder a run: killed before, it can be started again, killed after, resumed.
-        run.write("config.json", configs.to_dict(experiment))
+        with cluster.agreeing():
+            if run.writes:
+                _describe(run, experiment, dataset)
         return _fit(run, parts, reporter, stop_at)
     finally:
         run.unlock()
+
+
+def _describe(run: RunDirectory, experiment: Experiment, dataset: AnyDataset) -> None:
+    """Writes what a run is of."""
+    run.write("environment.json", environment())
+    run.write("dataset.json", described(dataset))
+    dataset.tokenizer.save(run.tokenizer)
+    parent = experiment.init_from.run
+    original = RunDirectory(Path(parent or "")).pretrained
+    # Tokenizer files among it would be those of another vocabulary.
+    if parent is not None and experiment.init_from.resize_vocab == "no" and original.is_dir():
+        shutil.copytree(original, run.pretrained, dirs_exist_ok=True)
+    # Last, as it makes the folder a run: killed before, it can be started again, killed after, resumed.
+    run.write("config.json", configs.to_dict(experiment))
+
+
+def census(experiment: Experiment, mesh: Mesh) -> None:
+    """What several processes compare before they begin; raises `UserError` in all where one has something else."""
+    if jax.process_count() == 1:
+        return
+    known = environment()
+    settings = json.dumps(configs.to_dict(experiment), sort_keys=True, ensure_ascii=False)
+    facts = {f"package {name}": version for name, version in known["packages"].items()}
+    facts |= {"python": known["python"], "XLA_FLAGS": known["XLA_FLAGS"], "commit": (known["git"] or {}).get("commit")}
+    facts |= {"devices of each process": jax.local_device_count(), "device kind": known["devices"]["kind"]}
+    cluster.check_agreed(facts | {"settings, hashed": hashlib.sha256(settings.encode()).hexdigest()[:16]})
+    cluster.check_shared_out("row", process_rows(mesh, experiment.train.batch_size), experiment.train.batch_size)
 
 
 def resume(
@@ -202,8 +234,9 @@ def resume(
     Raises:
       UserError: not a run, in use, of another model or dataset, or `override` changes what it computes.
     """
-    run = RunDirectory.open(path)
-    run.lock()
+    with cluster.agreeing():
+        run = RunDirectory.open(path, writes=cluster.leads())
+        run.lock()
     try:
         check_has_dataset(run)
         saved = load_experiment(run)
@@ -212,6 +245,7 @@ def resume(
         # The run has its tokenizer; the file it may have come from need not be there any more.
         own = dataclasses.replace(experiment, tokenizer=TokenizerConfig(kind=f"file:{run.tokenizer}"))
         mesh = check_experiment(own if not experiment.data.mixture.datasets else experiment)
+        census(experiment, mesh)
         dataset = dataset_of(run, experiment, progress, elsewhere=experiment.data.root != saved.data.root)
         parts = _Parts.build(experiment, dataset, mesh, reporter)
         step = check_resumable(run, parts.program, dataset.tokenizer.fingerprint())
@@ -289,8 +323,7 @@ class _Parts:
             data,
             make=make,
             batch_size=train.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=process_rows(mesh, train.batch_size),
         )
         documents = functools.partial(loader.batch_documents, store, data, make=make, batch_size=train.batch_size)
         feed = Feed(
@@ -302,7 +335,9 @@ class _Parts:
         if enrich is not None:
             feed = dataclasses.replace(feed, enrich=enrich)
         if "validation" in dataset.splits:
-            batches, n_batches = split_batches(dataset, experiment, "validation", train.batch_size, train.eval_batches)
+            rows = process_rows(mesh, train.batch_size)
+            limits = train.batch_size, train.eval_batches
+            batches, n_batches = split_batches(dataset, experiment, "validation", *limits, rows)
             feed = dataclasses.replace(
                 feed,
                 validation=batches,
@@ -359,7 +394,9 @@ def _check_same_tokenizer(teacher: str, fingerprint: str, dataset: AnyDataset) -
 
 def _fit(run: RunDirectory, parts: _Parts, reporter: Reporter, stop_at: int | None) -> Outcome:
     run.set_status("running")
-    handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8")
+    handler: logging.Handler = logging.NullHandler()
+    if run.writes:
+        handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("lm")
     logger.addHandler(handler)

@@ -106,7 +106,10 @@ def test_a_batch_may_span_epochs() -> None:
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_one_stream(store: MemoryStore, config: DataConfig, processes: int) -> None:
     whole = take(store, config, 12, start_step=3)
-    parts = [take(store, config, 12, start_step=3, process_index=i, process_count=processes) for i in range(processes)]
+    parts = [
+        take(store, config, 12, start_step=3, rows=range(8 // processes * i, 8 // processes * (i + 1)))
+        for i in range(processes)
+    ]
     assert_same([{k: np.concatenate([row[k] for row in rows]) for k in rows[0]} for rows in zip(*parts)], whole)
 
 
@@ -143,7 +146,7 @@ def test_evaluation_scores_every_token_once(store: MemoryStore, config: DataConf
 def test_processes_share_an_evaluation(store: MemoryStore, config: DataConfig) -> None:
     whole = list(evaluation_batches(store, config, make=packed(EOS), batch_size=64))
     parts = [
-        list(evaluation_batches(store, config, make=packed(EOS), batch_size=64, process_index=i, process_count=2))
+        list(evaluation_batches(store, config, make=packed(EOS), batch_size=64, rows=range(32 * i, 32 * i + 32)))
         for i in range(2)
     ]
     assert len(parts[0]) == len(parts[1]) == len(whole)
@@ -240,7 +243,7 @@ def is_running(pid: int) -> bool:
     ("settings", "message"),
     [
         ({"batch_size": 0}, "batch size is 0; it must be at least 1"),
-        ({"batch_size": 6, "process_count": 4}, "batch size 6 does not divide among 4 processes; choose a multiple"),
+        ({"batch_size": 6, "rows": [5, 6]}, "rows [5, 6] are asked for of batches of 6; they are from 0 to 5"),
         ({"start_step": -1}, "start_step is -1; it must be 0 or more"),
         ({"config": dataclasses.replace(STREAM, workers=-1)}, "data.workers is -1; it must be 0 or more"),
         ({"config": dataclasses.replace(STREAM, prefetch=0)}, "data.prefetch is 0; it must be at least 1"),

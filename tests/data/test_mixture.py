@@ -199,7 +199,7 @@ def test_a_resumed_mixture_is_the_straight_one(packing: str) -> None:
 
 def test_processes_share_one_mixture() -> None:
     whole = take(MIXTURE, CONFIG, 12, start_step=15)
-    parts = [take(MIXTURE, CONFIG, 12, start_step=15, process_index=i, process_count=4) for i in range(4)]
+    parts = [take(MIXTURE, CONFIG, 12, start_step=15, rows=range(4 * i, 4 * i + 4)) for i in range(4)]
     assert_same([{k: np.concatenate([row[k] for row in rows]) for k in rows[0]} for rows in zip(*parts)], whole)
 
 
