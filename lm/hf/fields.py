@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.errors import UserError, check
@@ -19,6 +19,8 @@ ACTIVATIONS = {
     "sigmoid": "sigmoid",
 }
 """Names of activations there and here."""
+MULTI_LABEL = "multi_label_classification"
+"""What config.json calls classes of which a text may have several."""
 GATED = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
 """Activations of gates, alone and with what they gate."""
 
@@ -55,6 +57,35 @@ def truth(config: Mapping[str, Any], name: str, default: bool) -> bool:
     value = default if value is None else value
     check(type(value) is bool, f"config.json has {name} {value!r}; it must be true or false")
     return bool(value)
+
+
+def classes(config: Mapping[str, Any]) -> int:
+    """How many classes a classifier tells apart. Raises `UserError` for what is no classifier but a regression."""
+    names = config.get("id2label")
+    found = len(names) if isinstance(names, dict) and names else integer(config, "num_labels", 2)
+    kind = config.get("problem_type")
+    check(
+        kind in (None, "single_label_classification", MULTI_LABEL),
+        f"config.json has problem_type {kind!r}; what is known is single_label_classification and {MULTI_LABEL}",
+    )
+    check(found >= 2, "config.json has one class, which transformers takes for a regression; a classifier has two")
+    return found
+
+
+def class_names(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """What so many classes are called, in order of id; none if config.json has no names of its own for them."""
+    given = config.get("id2label")
+    found = [given.get(str(i)) for i in range(count)] if isinstance(given, dict) else []
+    names = tuple(name for name in found if isinstance(name, str) and name.strip())
+    return names if len(set(names)) == count and names != tuple(f"LABEL_{i}" for i in range(count)) else ()
+
+
+def told_classes(names: Sequence[str]) -> dict[str, Any]:
+    """The same as config.json has it."""
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
 
 
 def activation(config: Mapping[str, Any], name: str, default: str, gated: bool = False) -> Any:

@@ -118,7 +118,8 @@ class Family:
     def canonical(self, names: Names) -> dict[str, str]:
         """From the names of the table to those in the files."""
         found: dict[str, str] = {}
-        heads = {row.theirs.split(".")[0] for row in self.rows(self.architectures[0])} | {self.head.split(".")[0]}
+        rows = [row for architecture in self.architectures for row in self.rows(architecture)]
+        heads = {row.theirs.split(".")[0] for row in rows} | {self.head.split(".")[0]}
         bare = self.prefix and not any(name.startswith(self.prefix) for name in names)
         for name in names:
             plain = name

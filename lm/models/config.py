@@ -103,6 +103,8 @@ class ModelConfig:
     """A bias on the logits."""
     n_classes: int = 0
     """Classes of a classifier on the pooled sequence (2 for next-sentence prediction); 0 = no classifier."""
+    classifier_bias: bool = True
+    """A bias on the classes' scores; the classifiers that transformers puts on decoders have none."""
     pooling: Literal["first", "last", "mean"] = "first"
     """What stands for a sequence: its first or last token, or the mean of all."""
     pooler: bool = False

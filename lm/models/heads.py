@@ -47,15 +47,18 @@ class Classifier(nn.Module):
     init_std: float
     dtype: jnp.dtype
     param_dtype: jnp.dtype
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[..., D]` to float32 `[..., n_classes]`."""
         init = partitioned(nn.initializers.normal(self.init_std), ("embed", None))
         kernel = self.param("kernel", init, (x.shape[-1], self.n_classes), self.param_dtype)
+        found = scores(x.astype(self.dtype), kernel.astype(self.dtype))
+        if not self.use_bias:
+            return found
         zeros = partitioned(nn.initializers.zeros, (None,))
-        bias = self.param("bias", zeros, (self.n_classes,), self.param_dtype)
-        return scores(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(jnp.float32)
+        return found + self.param("bias", zeros, (self.n_classes,), self.param_dtype).astype(jnp.float32)
 
 
 def pool(hidden: Array, segments: Array | None, kind: str) -> Array:

@@ -102,7 +102,7 @@ class Transformer(nn.Module):
             self.pooler = Dense((c.d_model,), ("embed", None), True, init, dtype, param_dtype)
         if c.n_classes:
             self.classifier_drop = nn.Dropout(c.classifier_dropout)
-            self.classifier = Classifier(c.n_classes, c.init_std, dtype, param_dtype)
+            self.classifier = Classifier(c.n_classes, c.init_std, dtype, param_dtype, c.classifier_bias)
         if c.span_head:
             self.span_head = Classifier(2, c.init_std, dtype, param_dtype)
 

@@ -41,7 +41,7 @@ _OWN = (
     "span_head",
 )
 # Settings that a new run may change and otherwise takes over.
-_CHANGEABLE = ("mask", "max_len", "pooling", "pooler")
+_CHANGEABLE = ("mask", "max_len", "pooling", "pooler", "classifier_bias")
 # What may be added to a model that has none of it, and is otherwise taken over.
 _ADDED = ("lora", "adapter_dim", "prompt_len")
 # Parameters of these parts are for one objective; another begins with new ones where the shape is another.

@@ -22,6 +22,7 @@ from lm.data.config import DataConfig
 from lm.errors import UserError, check
 from lm.hf.export import parse_size, token_ids, unfinished, write_configs, write_weights
 from lm.hf.families import expressed
+from lm.hf.fields import MULTI_LABEL, class_names, told_classes
 from lm.hf.load import Pretrained, check_weights, load_params, recognise
 from lm.hf.source import CONFIG, GENERATION, open_source, read_json
 from lm.hf.tokenizer import (
@@ -38,6 +39,7 @@ from lm.models.lora import LoraConfig
 from lm.models.transformer import Transformer
 from lm.peft import merged
 from lm.records import RunDirectory, environment
+from lm.run.datasets import labels_of
 from lm.run.use import load
 from lm.tasks import AnyTask
 from lm.tasks.causal_lm import CausalLM
@@ -110,10 +112,13 @@ def import_run(
             seq_len=min(model.max_len, 1024),
             packing="documents" if begins_texts(tokenizer, found.family.name) else "stream",
         )
+        task = _task_of(found)
+        if isinstance(task, Classification):
+            data = dataclasses.replace(data, labels=class_names(opened.config, model.n_classes))
         experiment = Experiment(
             model=model,
             data=data,
-            task=_task_of(found),
+            task=task,
             tokenizer=TokenizerConfig(kind=f"file:{run.tokenizer}"),
         )
         run.set_status("finished", step=0, reason=f"imported from {source}")
@@ -150,6 +155,8 @@ def save_parameters(run: RunDirectory, params: Any, tokenizer: Tokenizer) -> Non
 def _task_of(found: Pretrained) -> AnyTask:
     """What a pretrained model was trained for, as far as its heads show it."""
     model = found.model
+    if found.architecture.endswith("ForSequenceClassification"):
+        return Classification(multi_label=found.source.config.get("problem_type") == MULTI_LABEL)
     if model.encoder_layers:
         return Seq2Seq()
     if model.mask == "causal":
@@ -217,11 +224,18 @@ def export_run(
     kept = {name: value for name, value in config.items() if name not in _REPLACED}
     if config.get("model_type") != ours["model_type"]:
         kept = {}
-    if model.n_classes and len(kept.get("id2label") or {}) == model.n_classes:  # the names that its classes had
-        ours = {name: value for name, value in ours.items() if name not in ("id2label", "label2id")}
     named = dict(token_ids(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id))
     if model.encoder_layers:
         named |= {"decoder_start_token_id": tokenizer.bos_id, "pad_token_id": named.get("pad_token_id", 0)}
+    if isinstance(experiment.task, Classification):
+        names = labels_of(run, experiment) or class_names(kept, model.n_classes)
+        ours |= told_classes(names) if len(names) == model.n_classes else {}
+        ours["problem_type"] = MULTI_LABEL if experiment.task.multi_label else "single_label_classification"
+        has_head = any(row.ours == "head/kernel" for row in family.rows(architecture))
+        params = {name: value for name, value in params.items() if name != "head" or has_head}
+        if model.mask == "causal":  # transformers looks at the last token that is no padding: that must not be the end
+            pad = named.get("pad_token_id")
+            ours["pad_token_id"] = pad if pad != named.get("eos_token_id") else None
     wanted = dtype or model.param_dtype
     generation = read_json(original / GENERATION) if kept and (original / GENERATION).is_file() else named
     made = unfinished(folder)

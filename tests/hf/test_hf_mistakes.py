@@ -104,10 +104,22 @@ MISTAKES = {
     ),
     "unknown architecture": (
         lambda path: folder_of(path, architectures=["GPT2ForTokenClassification"]),
-        r"\['GPT2ForTokenClassification'\]; supported of gpt2 are GPT2LMHeadModel, GPT2Model",
+        r"\['GPT2ForTokenClassification'\]; supported of gpt2 are GPT2LMHeadModel, GPT2Model, GPT2ForSeq",
     ),
     "quantised": (lambda path: folder_of(path, quantization_config={"bits": 4}), r"has a quantization_config"),
     "whole numbers": (whole_numbers, r"c_fc\.weight in .* is of int8; only float32, float16 and bfloat16"),
+    "regression": (
+        lambda path: folder_of(path, architectures=["GPT2ForSequenceClassification"], num_labels=1),
+        r"has one class, which transformers takes for a regression",
+    ),
+    "regression of several": (
+        lambda path: folder_of(path, architectures=["GPT2ForSequenceClassification"], problem_type="regression"),
+        r"problem_type 'regression'; what is known is single_label_classification and multi_label_classification",
+    ),
+    "a classifier that the weights lack": (
+        lambda path: folder_of(path, architectures=["GPT2ForSequenceClassification"]),
+        r"missing: score\.weight",
+    ),
     "unknown setting": (
         lambda path: folder_of(path, scale_attn_by_inverse_layer_idx=True),
         r"scale_attn_by_inverse_layer_idx True; this program has only False",

@@ -149,6 +149,25 @@ def test_logits_of_decoders(name, tmp_path):
     close(ours, expected, batch["segments"] > 0)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama 2 grouped", "mistral", "qwen2", "qwen3"])
+def test_classifiers_on_decoders(name, tmp_path):
+    """They read the last token that is no padding, on whichever side that is."""
+    import torch
+
+    cls, config, settings = DECODERS[name]
+    cls = cls.replace("LMHeadModel", "ForSequenceClassification").replace("ForCausalLM", "ForSequenceClassification")
+    theirs = build(cls, config, settings | {"num_labels": 3, "pad_token_id": 0})
+    theirs.save_pretrained(tmp_path)
+    model, params = load_folder(tmp_path)
+    assert (model.n_classes, model.pooling, model.classifier_bias) == (3, "last", False)
+    batch = padded()
+    with torch.no_grad():
+        expected = theirs(**as_torch(batch)).logits
+    bound = Transformer(model).bind({"params": params})
+    hidden, _ = bound.hidden(batch["tokens"], batch["positions"], batch["segments"])
+    close(bound.classify(hidden, batch["segments"]), expected)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama 3"])
 def test_gradients_of_decoders(name, tmp_path):
     """By the names of transformers: our gradients go out through the table that brought the weights in."""

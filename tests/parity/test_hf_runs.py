@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from lm import run as runs
 from lm.generate import SamplingConfig
 from lm.generate.texts import make_generator
 from lm.hf.tokenizer import write_tokenizer as write_tokenizer_files
+from lm.models.transformer import Transformer
 from lm.run.pretrained import export_run, import_run
 from lm.text.tokenizer import TokenizerConfig, train_tokenizer
 
@@ -136,7 +139,6 @@ def test_a_classifier(tmp_path):
 
     from lm.hf.export import write_configs, write_weights
     from lm.hf.families import expressed
-    from lm.models.transformer import Transformer
 
     config = tiny.config(
         mask="bidirectional",
@@ -164,3 +166,29 @@ def test_a_classifier(tmp_path):
     assert again.n_classes == 3
     assert dataclasses.replace(again, n_classes=0).pooler
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["BertForSequenceClassification"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_classifier_on_a_decoder(family, tmp_path):
+    """Fine-tuned here; there a text and the token that ends it get the same scores."""
+    import torch
+    import transformers
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "hf"))
+    from test_imported_runs import classify, imported
+
+    start(classify(tmp_path, imported(tmp_path, family)), tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "out", runs.inference_mesh())
+    trained = runs.load(tmp_path / "run", runs.inference_mesh())
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert loaded.config.id2label == {0: "cold", 1: "warm"}
+    for text in ("red cat", "a blue dog 7"):
+        ids = [*trained.tokenizer.encode(text), trained.tokenizer.eos_id]
+        given = torch.tensor([[*tokenizer(text, add_special_tokens=False)["input_ids"], loaded.config.eos_token_id]])
+        assert given.tolist() == [ids]
+        with torch.no_grad():
+            expected = loaded(given).logits.numpy()
+        bound = Transformer(trained.model.config).bind({"params": trained.params})
+        scores = bound.classify(bound.hidden(np.array([ids], np.int32))[0])
+        np.testing.assert_allclose(scores, expected, atol=1e-4, rtol=0)

@@ -65,6 +65,20 @@ MISTAKES: dict[str, tuple[str, str, dict[str, dict[str, Any]], str]] = {
     "no classes": ("bert", "classification", {"data": {"label_field": None}}, "needs the class of each document; set"),
     "no such column": ("bert", "classification", {"data": {"label_field": "z"}}, "has no field 'z'.*set data.label_fi"),
     "other classes": ("bert", "classification", {"model": {"n_classes": 3}}, "n_classes is 3 and the dataset has 2"),
+    "classes that are not all named": (
+        "bert",
+        "classification",
+        {"data": {"labels": ("True", "no")}},
+        r"has the class 'False', which data.labels does not name \(True, no\); add it there",
+    ),
+    "no class for a text": ("bert", "classification", {"data": {"label_field": "e"}}, "field 'e' is empty, and names n"),
+    "one class": ("bert", "classification", {"data": {"label_field": "one"}}, "all training documents have the class"),
+    "several classes": (
+        "bert",
+        "classification",
+        {"data": {"label_separator": ","}},
+        "task.multi_label is False and data.label_separator ','; set both where documents may have several",
+    ),
     "sentences of classes": ("bert", "classification", {"data": {"sentences": True}}, "leave data.sentences off"),
     "rate": (
         "bert",

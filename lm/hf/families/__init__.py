@@ -73,11 +73,13 @@ def expressed(model: ModelConfig, task: str, preferred: str | None = None) -> tu
       preferred: the `model_type` to take where several serve, such as that of an imported model.
 
     Returns:
-      The family, one of its architectures, and a config.json.
+      The family, one of its architectures, and a config.json. Of a classifier, an output head of its own has no place.
 
     Raises:
       UserError: no family can express it; the setting that is in the way is named.
     """
+    if task == "classification" and model.n_classes:
+        model = dataclasses.replace(model, tie_embeddings=True)  # classifiers there have no output head
     best: list[tuple[str, Any, Any]] = []
     nearest = ""
     kinds = [(family, kind) for family in FAMILIES for kind in family.kinds]
@@ -132,5 +134,7 @@ def _meant(model: ModelConfig) -> dict[str, Any]:
             values[name] = None
     if not (model.n_classes or model.pooler):
         values["pooling"] = None
+    if not model.n_classes:
+        values["classifier_bias"] = None
     values |= {"n_kv_heads": model.kv_heads, "head_dim": model.width_of_head, "d_ff": model.width_of_mlp}
     return {name: value for name, value in values.items() if name not in _FREE}

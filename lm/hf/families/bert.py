@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm.hf.fields import activation, integer, number, only, their_activation
+from lm.hf.fields import activation, classes, integer, number, only, their_activation, told_classes
 from lm.hf.source import POOLING
 from lm.hf.tables import Family, Names, Row, dense, norm
 from lm.models.config import ModelConfig
@@ -75,19 +75,14 @@ def _architecture(c: Mapping[str, Any], names: Names) -> str:
     return "BertForMaskedLM" if "words" in there else "BertModel"
 
 
-def _classes(c: Mapping[str, Any]) -> int:
-    labels = c.get("id2label")
-    return len(labels) if isinstance(labels, dict) and labels else integer(c, "num_labels", 2)
-
-
 def _read(c: Mapping[str, Any], names: Names) -> ModelConfig:
     only(c, "position_embedding_type", "absolute", "absolute")
     for name in ("is_decoder", "add_cross_attention"):
         only(c, name, False, False)
     only(c, "tie_word_embeddings", True, True)
     there = _heads(c, names)
-    classes = _classes(c) if "classes" in there else 2 * ("pairs" in there)
-    mean = c.get(POOLING) == "mean" and not classes
+    n_classes = classes(c) if "classes" in there else 2 * ("pairs" in there)
+    mean = c.get(POOLING) == "mean" and not n_classes
     hidden = number(c, "hidden_dropout_prob", 0.1)
     return ModelConfig(
         vocab_size=integer(c, "vocab_size"),
@@ -106,7 +101,7 @@ def _read(c: Mapping[str, Any], names: Names) -> ModelConfig:
         head_bias="words" in there,
         pooler="pooler" in there and not mean,
         pooling="mean" if mean else "first",
-        n_classes=classes,
+        n_classes=n_classes,
         span_head="spans" in there,
         init_std=number(c, "initializer_range", 0.02),
         scale_residual_init=False,
@@ -147,8 +142,7 @@ def _write(model: ModelConfig, kind: str) -> dict[str, Any]:
         "classifier_dropout": m.classifier_dropout,
     }
     if m.n_classes:
-        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(m.n_classes)}
-        config["label2id"] = {f"LABEL_{i}": i for i in range(m.n_classes)}
+        config |= told_classes([f"LABEL_{i}" for i in range(m.n_classes)])
     if m.pooling != "first":
         config[POOLING] = m.pooling
     return config

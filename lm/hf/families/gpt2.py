@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm.hf.fields import activation, integer, number, only, their_activation, truth
+from lm.hf.fields import activation, classes, integer, number, only, their_activation, told_classes, truth
 from lm.hf.tables import Family, Names, Row, dense, norm
 from lm.models.config import ModelConfig
 
-_HEAD, _LAYER = "lm_head.weight", "transformer.h.{}"
+_HEAD, _SCORE, _LAYER = "lm_head.weight", "score.weight", "transformer.h.{}"
+_CLASSIFIER = "GPT2ForSequenceClassification"
 
 
 def _packed(index: int, ours: str) -> tuple[Row, Row]:
@@ -32,13 +33,23 @@ _ROWS = (
     *dense(f"{_LAYER}.mlp.c_fc", "layers/mlp/up", form="in_out"),
     *dense(f"{_LAYER}.mlp.c_proj", "layers/mlp/down", form="in_out"),
     *norm("transformer.ln_f", "final_norm"),
-    Row(_HEAD, "head/kernel", "out_in"),
 )
+
+
+def _rows(architecture: str) -> Sequence[Row]:
+    """With the one head that an architecture has."""
+    classifies = architecture == _CLASSIFIER
+    return (*_ROWS, Row(_SCORE, "classifier/kernel", "out_in") if classifies else Row(_HEAD, "head/kernel", "out_in"))
+
+
+def _architecture(c: Mapping[str, Any], names: Names) -> str:
+    return _CLASSIFIER if _SCORE in names or _CLASSIFIER in (c.get("architectures") or []) else "GPT2LMHeadModel"
 
 
 def _read(c: Mapping[str, Any], names: Names) -> ModelConfig:
     only(c, "scale_attn_by_inverse_layer_idx", False, False)
     only(c, "add_cross_attention", False, False)
+    classifies = _architecture(c, names) == _CLASSIFIER
     return ModelConfig(
         vocab_size=integer(c, "vocab_size"),
         d_model=integer(c, "n_embd"),
@@ -49,7 +60,10 @@ def _read(c: Mapping[str, Any], names: Names) -> ModelConfig:
         activation=activation(c, "activation_function", "gelu_new"),
         norm_epsilon=number(c, "layer_norm_epsilon", 1e-5),
         scale_attention=truth(c, "scale_attn_weights", True),
-        tie_embeddings=_HEAD not in names and truth(c, "tie_word_embeddings", True),
+        tie_embeddings=classifies or (_HEAD not in names and truth(c, "tie_word_embeddings", True)),
+        n_classes=classes(c) if classifies else 0,
+        classifier_bias=False,
+        pooling="last",
         init_std=number(c, "initializer_range", 0.02),
         embedding_dropout=number(c, "embd_pdrop", 0.1),
         residual_dropout=number(c, "resid_pdrop", 0.1),
@@ -59,7 +73,7 @@ def _read(c: Mapping[str, Any], names: Names) -> ModelConfig:
 
 def _write(model: ModelConfig, kind: str) -> dict[str, Any]:
     m = model
-    return {
+    config = {
         "model_type": kind,
         "vocab_size": m.vocab_size,
         "n_embd": m.d_model,
@@ -77,20 +91,25 @@ def _write(model: ModelConfig, kind: str) -> dict[str, Any]:
         "resid_pdrop": m.residual_dropout,
         "attn_pdrop": m.attention_dropout,
     }
+    return config | (told_classes([f"LABEL_{i}" for i in range(m.n_classes)]) if m.n_classes else {})
+
+
+def _choose(kind: str, model: ModelConfig, task: str) -> str:
+    return _CLASSIFIER if model.n_classes and task == "classification" else "GPT2LMHeadModel"
 
 
 GPT2 = Family(
     name="GPT-2",
     kinds=("gpt2",),
-    architectures=("GPT2LMHeadModel", "GPT2Model"),
+    architectures=("GPT2LMHeadModel", "GPT2Model", _CLASSIFIER),
     prefix="transformer.",
-    rows=lambda architecture: _ROWS,
+    rows=_rows,
     table="transformer.wte.weight",
     head=_HEAD,
     known=(r"transformer\.h\.\d+\.attn\.(masked_)?bias",),  # the causal mask, and what it masks with
     read=_read,
     write=_write,
-    architecture=lambda config, names: "GPT2LMHeadModel",
-    choose=lambda kind, model, task: "GPT2LMHeadModel",
+    architecture=_architecture,
+    choose=_choose,
     tied=True,
 )

@@ -5,21 +5,33 @@ Matrices are `[out, in]`; features of a head turn with those half a head further
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.errors import check
-from lm.hf.fields import activation, integer, number, only, optional, refuse, their_activation, truth
+from lm.hf.fields import (
+    activation,
+    classes,
+    integer,
+    number,
+    only,
+    optional,
+    refuse,
+    their_activation,
+    told_classes,
+    truth,
+)
 from lm.hf.tables import Family, Names, Row, dense, norm
 from lm.models.config import ModelConfig
 
-_HEAD, _LAYER = "lm_head.weight", "model.layers.{}"
+_HEAD, _SCORE, _LAYER = "lm_head.weight", "score.weight", "model.layers.{}"
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+_CLASSIFIERS = {kind: name.replace("CausalLM", "SequenceClassification") for kind, name in _ARCHITECTURES.items()}
 
 _ROWS = (
     Row("model.embed_tokens.weight", "embed/embedding"),
@@ -35,8 +47,19 @@ _ROWS = (
     *dense(f"{_LAYER}.mlp.up_proj", "layers/mlp/up"),
     *dense(f"{_LAYER}.mlp.down_proj", "layers/mlp/down"),
     *norm("model.norm", "final_norm"),
-    Row(_HEAD, "head/kernel", "out_in"),
 )
+
+
+def _rows(architecture: str) -> Sequence[Row]:
+    """With the one head that an architecture has."""
+    classifies = architecture in _CLASSIFIERS.values()
+    return (*_ROWS, Row(_SCORE, "classifier/kernel", "out_in") if classifies else Row(_HEAD, "head/kernel", "out_in"))
+
+
+def _architecture(c: Mapping[str, Any], names: Names) -> str:
+    kind = c["model_type"]
+    classifies = _SCORE in names or _CLASSIFIERS[kind] in (c.get("architectures") or [])
+    return (_CLASSIFIERS if classifies else _ARCHITECTURES)[kind]
 
 
 def _rope(c: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,6 +105,7 @@ def _window(c: Mapping[str, Any], n_layers: int) -> int | None:
 def _read(c: Mapping[str, Any], names: Names) -> ModelConfig:
     kind, n_layers, n_heads = c["model_type"], integer(c, "num_hidden_layers"), integer(c, "num_attention_heads")
     biases = truth(c, "attention_bias", False)
+    classifies = _architecture(c, names) == _CLASSIFIERS[kind]
     if kind == "llama":
         check(
             biases == truth(c, "mlp_bias", False),
@@ -106,7 +130,10 @@ def _read(c: Mapping[str, Any], names: Names) -> ModelConfig:
         qkv_bias=kind == "qwen2",
         qk_norm=kind == "qwen3",
         window=_window(c, n_layers),
-        tie_embeddings=_HEAD not in names and truth(c, "tie_word_embeddings", False),
+        tie_embeddings=classifies or (_HEAD not in names and truth(c, "tie_word_embeddings", False)),
+        n_classes=classes(c) if classifies else 0,
+        classifier_bias=False,
+        pooling="last",
         init_std=number(c, "initializer_range", 0.02),
         scale_residual_init=False,
         attention_dropout=number(c, "attention_dropout", 0.0),
@@ -153,20 +180,26 @@ def _write(model: ModelConfig, kind: str) -> dict[str, Any]:
             "sliding_window": m.window,
             "max_window_layers": 0 if windowed else m.n_layers,
         }
+    if m.n_classes:
+        config |= told_classes([f"LABEL_{i}" for i in range(m.n_classes)])
     return config
+
+
+def _choose(kind: str, model: ModelConfig, task: str) -> str:
+    return (_CLASSIFIERS if model.n_classes and task == "classification" else _ARCHITECTURES)[kind]
 
 
 LLAMA = Family(
     name="LLaMA",
     kinds=tuple(_ARCHITECTURES),
-    architectures=tuple(_ARCHITECTURES.values()),
+    architectures=(*_ARCHITECTURES.values(), *_CLASSIFIERS.values()),
     prefix="model.",
-    rows=lambda architecture: _ROWS,
+    rows=_rows,
     table="model.embed_tokens.weight",
     head=_HEAD,
     known=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),  # follows from the settings
     read=_read,
     write=_write,
-    architecture=lambda config, names: _ARCHITECTURES[config["model_type"]],
-    choose=lambda kind, model, task: _ARCHITECTURES[kind],
+    architecture=_architecture,
+    choose=_choose,
 )
