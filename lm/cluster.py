@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -171,6 +172,71 @@ def _answer(host: str, port: int, config: ClusterConfig) -> None:
         f"process {config.process} of {config.processes} did not find process 0 at cluster.coordinator {host}:{port}"
         f" within cluster.wait = {config.wait} seconds ({reason}); start it, or correct the address"
     )
+
+
+class Watch:
+    """While entered, each process learns at once that another has ended without a word, as one that is killed does.
+
+    JAX learns of it by its own heartbeat, after `cluster.heartbeat`, and then ends the process with a stack trace;
+    until then a process waits for what the lost one was to send. Here every process holds a connection to the first,
+    which the system closes with the process.
+    """
+
+    def __init__(self, lost: Callable[[int], None]):
+        """`lost` is called from another thread with the number of the process that ended, and should end this one."""
+        self._lost = lost
+        self._undo = contextlib.ExitStack()
+        self._lines: dict[int, socket.socket] = {}
+        self._leaving = threading.Event()
+
+    def __enter__(self) -> Watch:
+        count = jax.process_count()
+        if count == 1:
+            return self
+        if jax.process_index() == 0:
+            server = socket.create_server(("", 0), backlog=count)
+            gathered([socket.gethostname(), server.getsockname()[1]])
+            server.settimeout(60)
+            with server:
+                for _ in range(count - 1):
+                    line = server.accept()[0]
+                    self._lines[int(line.makefile("r").readline())] = line
+        else:
+            host, port = gathered(None)[0]
+            # On the first one's own host its name may lead nowhere.
+            host = "127.0.0.1" if host == socket.gethostname() else host
+            line = socket.create_connection((host, port), timeout=60)
+            line.sendall(f"{jax.process_index()}\n".encode())
+            self._lines[0] = line
+        for process, line in self._lines.items():
+            line.settimeout(None)
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self._undo.callback(line.close)
+            watcher = threading.Thread(target=self._listen, args=(process, line), name=f"watch {process}", daemon=True)
+            watcher.start()
+        return self
+
+    def _listen(self, process: int, line: socket.socket) -> None:
+        try:
+            told = line.makefile("r").readline()
+        except OSError:
+            told = ""
+        if told == "bye\n" or self._leaving.is_set():
+            return
+        gone = int(told) if told.strip().isdigit() else process
+        if jax.process_index() == 0:
+            self._say(f"{gone}\n")
+        self._lost(gone)
+
+    def _say(self, text: str) -> None:
+        for line in self._lines.values():
+            with contextlib.suppress(OSError):
+                line.sendall(text.encode())
+
+    def __exit__(self, *_: object) -> None:
+        self._leaving.set()
+        self._say("bye\n")
+        self._undo.close()
 
 
 class Anyone:

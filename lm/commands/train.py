@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import jax
 import tyro
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from lm import config as configs
 from lm import run as runs
-from lm.cluster import ClusterConfig, join, leads
+from lm.cluster import ClusterConfig, Watch, join, leads
 from lm.commands.exits import DONE, FAILED, PREEMPTED
 from lm.commands.shared import check_typed, launched, next_commands, open_console, show
 from lm.config import Experiment
@@ -127,10 +127,24 @@ def _resume(path: Path, rest: list[str]) -> int:
     )
 
 
+def _give_up(path: Path, reason: str) -> NoReturn:
+    """Ends this process, from whatever thread: what another was to send it will never come."""
+    print(
+        f"lm: training failed: {reason}; what was saved before is whole: start all processes again with"
+        f" `lm train --resume {shlex.quote(str(path))}`",
+        file=sys.stderr,
+        flush=True,
+    )
+    if leads() and (path / "config.json").exists():
+        RunDirectory(path).set_status("failed", reason=reason)
+    os._exit(FAILED)  # JAX would wait at its exit for the one that is gone
+
+
 def _train(console: Console, path: Path, go: Callable[[TrainingReporter, PreparationReporter], Outcome]) -> int:
     progress = PreparationReporter(console)
     try:
-        outcome = go(TrainingReporter(console), progress)
+        with Watch(lambda process: _give_up(path, f"process {process} ended without a word")):
+            outcome = go(TrainingReporter(console), progress)
     except TrainingHaltedError as error:
         print(f"lm: training halted: {error}", file=sys.stderr)
         return FAILED
@@ -146,16 +160,7 @@ def _train(console: Console, path: Path, go: Callable[[TrainingReporter, Prepara
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        # A process was lost, and what it was to give to the others never came. Nothing can be agreed on any more, so
-        # this one ends at once: JAX would wait at its exit for the one that is gone.
-        reason = " ".join(str(error).split())[:200]
-        print(
-            f"lm: training failed: the processes lost each other ({reason}); what was saved before is whole: start all"
-            f" of them again with `lm train --resume {shlex.quote(str(path))}`",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(FAILED)
+        _give_up(path, f"the processes lost each other: {' '.join(str(error).split())[:200]}")
     finally:
         progress.close()
     if not leads():
