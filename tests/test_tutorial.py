@@ -127,7 +127,7 @@ def test_what_to_try_next_is_there_to_be_tried(name, tmp_path):
 # The second chapter, small: GPT-2 learns nothing, and then the pairs in half the time.
 SECOND = {
     "generate": "--max-new-tokens 20",
-    "small.py": f"{SMALL} --train.steps 2 --train.batch-size 4 --train.eval-every 0 --mesh.devices 1",
+    "small.py": f"{SMALL} --model.n-layers 1 --train.steps 2 --train.eval-every 0 --mesh.devices 1",
     "configs/families/qa_zh.py": "--train.epochs 80 --train.eval-every 0 --mesh.devices 1",
 }
 
