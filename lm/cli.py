@@ -24,6 +24,7 @@ COMMANDS = {
     "teach": "save a run's logits for students to learn from (distillation)",
     "prepare": "turn text into a dataset, without training",
     "tokenizer": "train, compare or look at tokenizers",
+    "plan": "does a run fit on hardware that isn't here, and how long would it take?",
     "doctor": "versions, devices, memory, disk: can this machine run it?",
 }
 
