@@ -31,12 +31,20 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT)}
 
 
-def start(code: str, processes: int, arrive: Sequence[int] | None = None, folder: Path | None = None):
+def start(
+    code: str,
+    processes: int,
+    arrive: Sequence[int] | None = None,
+    *,
+    folder: Path | None = None,
+    port: int | None = None,
+    arguments: Sequence[str] = (),
+) -> list[subprocess.Popen]:
     """Starts the processes that `arrive` (default: all) with `code` behind `PREAMBLE`."""
-    port = free_port()
+    port = port or free_port()
     return [
         subprocess.Popen(
-            [sys.executable, "-c", PREAMBLE + code, str(process), str(processes), str(port)],
+            [sys.executable, "-c", PREAMBLE + code, str(process), str(processes), str(port), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
