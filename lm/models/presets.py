@@ -16,6 +16,7 @@ LLAMA_SIZES = {  # d_model, n_layers, n_heads, n_kv_heads, d_ff, max_len, tie_em
     "1b": (2048, 22, 32, 4, 5632, 2048, False),  # TinyLlama 1.1B (arXiv:2401.02385)
     "7b": (4096, 32, 32, 32, 11008, 2048, False),
     "13b": (5120, 40, 40, 40, 13824, 2048, False),
+    "70b": (8192, 80, 64, 8, 28672, 4096, False),  # LLaMA 2 (arXiv:2307.09288)
 }
 BERT_SIZES = {  # d_model, n_layers, n_heads; the small ones are those of arXiv:1908.08962
     "tiny": (128, 2, 2),
@@ -41,7 +42,7 @@ def gpt2(size: Literal["small", "medium", "large", "xl"] = "small", **changes: A
     return dataclasses.replace(base, **changes)
 
 
-def llama(size: Literal["tiny", "1b", "7b", "13b"] = "7b", **changes: Any) -> ModelConfig:
+def llama(size: Literal["tiny", "1b", "7b", "13b", "70b"] = "7b", **changes: Any) -> ModelConfig:
     """LLaMA (arXiv:2302.13971): rotary positions, RMS norm, SwiGLU, no biases, vocabulary of 32,000."""
     d_model, n_layers, n_heads, n_kv_heads, d_ff, max_len, tied = LLAMA_SIZES[size]
     base = ModelConfig(

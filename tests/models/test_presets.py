@@ -45,6 +45,7 @@ PUBLISHED = {
     ("llama", "1b"): 1_100_048_384,
     ("llama", "7b"): 6_738_415_616,
     ("llama", "13b"): 13_015_864_320,
+    ("llama", "70b"): 68_976_648_192,
     ("bert", "tiny"): bert_parameters(128, 2),
     ("bert", "mini"): bert_parameters(256, 4),
     ("bert", "small"): bert_parameters(512, 4),
