@@ -2,13 +2,17 @@
 
 import contextlib
 import dataclasses
+import faulthandler
+import logging
 import math
+import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import jax
@@ -23,6 +27,8 @@ from lm.models.transformer import Transformer, flops_per_token
 from lm.records import MetricWriter, RunDirectory
 from lm.sharding import peak_flops
 from lm.train import Program, TrainConfig, TrainState
+
+log = logging.getLogger(__name__)
 
 Array = jax.Array
 Batch = Mapping[str, np.ndarray]
@@ -158,6 +164,43 @@ class StopSignals:
         self._undo.close()
 
 
+class HangWatch:
+    """While entered, ends the process where `alive` isn't called for too long; it is armed by the first call."""
+
+    def __init__(self, minutes: float, stacks: Path):
+        """`stacks` is where the stacks of all threads are written; 0 minutes = never."""
+        self._seconds, self._stacks = minutes * 60, stacks
+        self._last: float | None = None
+        self._over = threading.Event()
+
+    def alive(self) -> None:
+        """Something was done."""
+        self._last = time.monotonic()
+
+    def __enter__(self) -> "HangWatch":
+        if self._seconds:
+            threading.Thread(target=self._look, name="hang watch", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _look(self) -> None:
+        while not self._over.wait(min(self._seconds / 4, 10)):
+            if self._last is None or time.monotonic() - self._last < self._seconds:
+                continue
+            with contextlib.suppress(OSError), self._stacks.open("w") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+            log.error(
+                "no step was done in %g minutes (train.hang_minutes); the stacks of all threads are in %s; what was"
+                " saved before is whole: go on with `lm train --resume %s`",
+                self._seconds / 60,
+                self._stacks,
+                self._stacks.parent,
+            )
+            os._exit(1)  # the thread that hangs, perhaps within a device's driver, can't be asked to end
+
+
 def fit(
     run: RunDirectory,
     model: Transformer,
@@ -201,8 +244,9 @@ def fit(
         reporter.start(first, total_steps)
         batches = feed.train(first)
         resources.callback(getattr(batches, "close", lambda: None))
+        watch = resources.enter_context(HangWatch(config.hang_minutes, run.path / f"stacks-{jax.process_index()}.txt"))
         loop = _Loop(
-            run, model, program, feed, config, total_steps, reporter, fingerprint, checkpoints, writer, progress
+            run, model, program, feed, config, total_steps, reporter, fingerprint, checkpoints, writer, progress, watch
         )
         return loop.run(state, batches, signals, stop_at)
 
@@ -281,6 +325,7 @@ class _Loop:
     checkpoints: Checkpoints
     writer: MetricWriter
     progress: Progress
+    watch: HangWatch
     first: int = 0
     saved: int | None = None
     validation: dict[str, float] | None = None
@@ -333,6 +378,7 @@ class _Loop:
         if waiting is None:
             return
         step, report = waiting
+        self.watch.alive()
         values = {name: float(value) for name, value in jax.device_get(report).items()}
         due = step % self.config.log_every == 0 or step == self.total
         clock.step_done(restart=not due and step == self.first + 1)
@@ -386,6 +432,11 @@ class _Loop:
         assert self.feed.validation is not None
         started = time.monotonic()
         params = self.program.evaluated(state)
+
+        def on_batch(done: int) -> None:
+            self.watch.alive()
+            self.reporter.evaluating(done, total)
+
         total = self.feed.validation_batches
         result = evaluate(
             self.program.eval_step,
@@ -394,7 +445,7 @@ class _Loop:
             self.program.mesh,
             summarise=self.program.summarise,
             tokens_per_byte=self.feed.tokens_per_byte,
-            on_batch=lambda done: self.reporter.evaluating(done, total),
+            on_batch=on_batch,
         )
         took = time.monotonic() - started
         clock.leave_out(took)
@@ -432,6 +483,7 @@ class _Loop:
         }
         self.checkpoints.save(step, self.program.storage.stored(state), extra, best=self.progress.best_step)
         self.saved = step
+        self.watch.alive()
         if self.progress.best_step is not None:
             best = {"step": self.progress.best_step, "metric": self.config.best, "value": self.progress.best_value}
             self.run_directory.write("best.json", best)

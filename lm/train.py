@@ -64,6 +64,9 @@ class TrainConfig:
     """Stop after so many evaluations in a row that were not the best so far (see best); None = never."""
     ema_decay: float = 0.0
     """Decay per step of an average of the parameters, used for evaluation and generation; 0 = no average."""
+    hang_minutes: float = 0.0
+    """End the run where no step, evaluated batch or checkpoint was done in so many minutes, once the first step is: the
+    stacks of all threads go to stacks-PROCESS.txt in the run directory, and the exit status is 1; 0 = wait for ever."""
     non_finite: Literal["halt", "skip"] = "halt"
     """At a loss or gradient that is not finite (never applied): stop the run, or skip the batch and count it."""
 
@@ -86,6 +89,10 @@ class TrainConfig:
         check(
             self.eval_batches is None or self.eval_batches >= 1,
             f"train.eval_batches is {self.eval_batches}; it must be at least 1, or None",
+        )
+        check(
+            0 <= self.hang_minutes < math.inf,
+            f"train.hang_minutes is {self.hang_minutes}; it must be 0 (off) or more",
         )
         check(0 <= self.ema_decay < 1, f"train.ema_decay is {self.ema_decay}; it is in [0, 1)")
 

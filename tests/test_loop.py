@@ -227,3 +227,19 @@ def test_without_validation_the_run_ends_with_its_last_checkpoint(tmp_path: Path
     assert not (tmp_path / "run/best.json").exists()
     with pytest.raises(UserError, match="no split 'validation'; it has train"):
         runs.evaluate_run(tmp_path / "run")
+
+
+def test_what_hangs_is_ended_and_shows_where(tmp_path: Path, monkeypatch, caplog):
+    """Not before the first sign of life, and not while there are any."""
+    ended = threading.Event()
+    monkeypatch.setattr(training.os, "_exit", lambda status: ended.set() if status == 1 else None)
+    stacks = tmp_path / "run" / "stacks-0.txt"
+    stacks.parent.mkdir()
+    with training.HangWatch(0.4 / 60, stacks) as watch:
+        assert not ended.wait(0.8), "nothing was done yet, as while the first step compiles"
+        for _ in range(8):
+            watch.alive()
+            assert not ended.wait(0.1)
+        assert ended.wait(5)
+    assert "test_what_hangs_is_ended_and_shows_where" in stacks.read_text()
+    assert f"lm train --resume {tmp_path / 'run'}" in caplog.text

@@ -71,7 +71,12 @@ def test_several_are_as_one_and_each_goes_on_from_the_other(folder: Path, count:
     assert found.keys() == wanted.keys()
     for at, loss in wanted.items():
         assert found[at] == pytest.approx(loss, abs=1e-5), at
-    # And a checkpoint of one process is gone on from by several, on other axes.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_go_on_from_one_on_other_axes(folder: Path, count: int) -> None:
+    wanted = losses(alone(folder, "one", devices=1))
     settings = small_runs.experiment(folder, train={"steps": 8, "save_every": 2, "eval_every": 4})
     small_runs.start(dataclasses.replace(settings, mesh=MeshConfig(devices=1)), folder / "back", stop_at=4)
     train(folder, count, "--resume", "back", "--mesh.fsdp", "1", "--mesh.tensor", "2", "--mesh.devices", "None")
@@ -79,6 +84,7 @@ def test_several_are_as_one_and_each_goes_on_from_the_other(folder: Path, count:
         assert loss == pytest.approx(wanted[at], abs=1e-5), at
 
 
+@pytest.mark.slow
 def test_stopped_killed_and_gone_on_with_it_is_the_straight_run(folder: Path) -> None:
     """A SIGTERM to one stops all at one step; a killed one ends the others in seconds; the bits are the same."""
     steps = ["--train.steps", "400", "--train.save-every", "50", "--train.eval-every", "0", "--train.log-every", "50"]

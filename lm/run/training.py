@@ -56,6 +56,7 @@ FREE_ON_RESUME = (
     "train.keep",
     "train.patience",
     "train.non_finite",
+    "train.hang_minutes",
 )
 
 
