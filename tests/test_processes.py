@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import time
@@ -135,3 +136,51 @@ def test_other_settings_in_one_process_stop_all(folder: Path) -> None:
         assert line.startswith("lm: process 1 has settings, hashed ")
         assert line.endswith("; start all processes with the same code, versions and settings")
     assert not (folder / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_launcher_goes_on_after_a_killed_process(folder: Path) -> None:
+    """scripts/launch/local_processes.sh with one of two killed: both begin again from the checkpoint and finish."""
+    script = processes.ROOT / "scripts" / "launch" / "local_processes.sh"
+    steps = ["--train.steps", "300", "--train.save-every", "50", "--train.eval-every", "0"]
+    launcher = subprocess.Popen(
+        ["bash", str(script), "2", "CONFIG.py", "run", *steps],
+        cwd=folder,
+        env=processes.environment() | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "PAUSE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for_checkpoint(folder / "run", 50, [launcher])
+        named = "--cluster.process 1"
+        found = [
+            int(path.name)
+            for path in Path("/proc").iterdir()
+            if path.name.isdigit()
+            and in_folder(path, folder)
+            and named in command_of(path)
+            and " train " in command_of(path)
+        ]
+        child = max(found)  # the program, not the script that started it
+        os.kill(child, signal.SIGKILL)
+        out, errors = launcher.communicate(timeout=200)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == 0, errors
+    assert "attempt 1 ended with status 137" in errors
+    assert "finished at step 300" in out
+
+
+def in_folder(path: Path, folder: Path) -> bool:
+    try:
+        return (path / "cwd").resolve() == folder.resolve()
+    except OSError:
+        return False
+
+
+def command_of(path: Path) -> str:
+    try:
+        return (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
