@@ -22,6 +22,7 @@ from lm.models.attention import choose_implementation
 from lm.models.config import ModelConfig
 from lm.models.layers import GATED
 from lm.optim import freezing
+from lm.plan.chips import Chip
 from lm.plan.hlo import Collective
 from lm.plan.job import Job, boxed_params, rows_apart
 from lm.sharding import parameter_shardings, partition_spec, shardings_like
@@ -31,10 +32,14 @@ _FLOAT = 4
 # Bytes per attention score that go to and from memory in a step where scores are written out (forward, backward), and
 # what a second forward pass adds; of kernels that keep scores to themselves there are none. Read off compiled programs.
 _SCORE_TRAFFIC, _SCORE_TRAFFIC_AGAIN = 40, 16
-# What a program holds more than is in use at its worst moment, as a share: gaps between arrays that come and go.
-_GAPS = {"tpu": 0.3, "gpu": 0.1, "cpu": 0.1}
 # The same for activations, in arrays as wide as the residual stream and as the feed-forward block.
-_WIDE_TRAFFIC, _MLP_TRAFFIC = 60, 20
+_WIDE_TRAFFIC, _MLP_TRAFFIC = 40, 12
+# Bytes per attention score that are in use at the worst moment of the backward pass, by what is computed again; and
+# those that programs for TPUs hold besides, in gaps where scores of other moments were.
+_SCORE_BYTES = {"none": 10, "dots": 8, "full": 6}
+_SCORE_GAPS = {"none": 7.0, "dots": 10.5, "full": 6.7}
+_SCORE_GAPS_SMALL = 2.5  # v5e and v6e, of a core with less memory
+_GAPS = 0.05
 
 
 @dataclass(frozen=True)
@@ -71,20 +76,21 @@ class _Parameter:
         return self.path.split("/")[0] in tree.STACKS
 
 
-def estimate(job: Job, sizes: Mapping[str, int], platform: str) -> Estimate:
+def estimate(job: Job, sizes: Mapping[str, int], chip: Chip | None) -> Estimate:
     """What the step of a job takes on a mesh of such sizes.
 
     Args:
       job: the run.
       sizes: of the mesh's axes, in their order.
-      platform: `tpu`, `gpu` or `cpu`.
+      chip: what it is; None = fake devices of this machine.
     """
+    platform = "cpu" if chip is None else chip.platform
     mesh = abstract_mesh(sizes)
     parameters = _parameters(job, mesh)
     rows = job.train.batch_size // rows_apart(sizes)
     at_once = rows // job.train.accumulate
     return Estimate(
-        memory=_memory(job, sizes, platform, mesh, parameters, rows, at_once),
+        memory=_memory(job, sizes, chip, mesh, parameters, rows, at_once),
         collectives=_collectives(job, sizes, parameters, at_once),
         traffic=_traffic(job, sizes, platform, mesh, parameters, at_once),
     )
@@ -216,19 +222,20 @@ def kept_features(model: ModelConfig, widths: _Widths) -> int:
 def _memory(
     job: Job,
     sizes: Mapping[str, int],
-    platform: str,
+    chip: Chip | None,
     mesh: Mesh,
     parameters: list[_Parameter],
     rows: int,
     at_once: int,
 ) -> dict[str, int]:
     c, item = job.model, np.dtype(job.model.compute_dtype).itemsize
+    platform = "cpu" if chip is None else chip.platform
     batch = sum(math.prod(s.shape) * s.dtype.itemsize for s in job.batch(rows).values())
     local = [p.count // (p.fsdp * p.tensor) for p in parameters]
     gradients = sum(_FLOAT * n for n, p in zip(local, parameters) if p.trained)
     # The loop over layers reads copies in the compute dtype, made before it.
     copies = sum(item * n for n, p in zip(local, parameters) if p.layered and p.itemsize != item)
-    kept, work = 0, 0
+    kept, work, scores = 0, 0, 0
     for stack, layers, length in _stacks(job):
         tokens = at_once * length
         w = _widths(job, sizes, platform, length, length)
@@ -236,11 +243,10 @@ def _memory(
         layer = sum(p.count // p.tensor for p in parameters if p.path.startswith(f"{stack}/")) // max(layers, 1)
         if c.remat == "none":
             kept += layers * tokens * w.scores * item
-        # Scores, their gradient, and probabilities as operands of products.
-        scores = tokens * w.scores * (2 * _FLOAT + item)
-        wide = tokens * (8 * w.residual + 3 * (w.mlp_arrays + 1) * w.mlp) * item
+        wide = tokens * (3 * w.residual + 2 * w.mlp_arrays * w.mlp) * item
         gathered = layer * item if sizes["fsdp"] > 1 else 0
-        work = max(work, scores + wide // 2 + 2 * gathered)
+        work = max(work, tokens * w.scores * _SCORE_BYTES[c.remat] + wide + 2 * gathered)
+        scores = max(scores, tokens * w.scores)
     length = job.lengths[0]
     w = _widths(job, sizes, platform, length, length)
     chunk = getattr(job.task, "loss_chunk", 0) or length
@@ -254,7 +260,9 @@ def _memory(
         "kept for the backward pass": kept,
         "work": max(work, ends),
     }
-    gaps = int(_GAPS[platform] * sum(parts.values()))
+    gaps = int(_GAPS * sum(parts.values()))
+    if chip is not None and chip.platform == "tpu":
+        gaps += int(scores * (_SCORE_GAPS[c.remat] if chip.axes == 3 else _SCORE_GAPS_SMALL))
     return {"state": state_bytes(job, mesh), "batch": batch, **parts, "gaps": gaps}
 
 

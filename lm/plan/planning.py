@@ -272,7 +272,7 @@ def make_plan(
         needed_flops=float(job.flops_of_token()) * tokens,
         done_flops=float(flops_of_row(job)) * job.train.batch_size,
         compiled=compiled,
-        analytic=estimate(job, sizes, topology.platform),
+        analytic=estimate(job, sizes, topology.chip),
         state=state_bytes(job, abstract_mesh(sizes)),
         checkpoint=saved,
         checkpoint_of_host=-(-saved // hosts),
