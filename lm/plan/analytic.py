@@ -29,15 +29,15 @@ from lm.sharding import parameter_shardings, partition_spec, shardings_like
 
 _FLOAT = 4
 
-# Bytes per attention score that go to and from memory in a step where scores are written out (forward, backward), and
-# what a second forward pass adds; of kernels that keep scores to themselves there are none. Read off compiled programs.
-_SCORE_TRAFFIC, _SCORE_TRAFFIC_AGAIN = 40, 16
+# Bytes per attention score that go to and from memory in a step where scores are written out; of kernels that keep
+# scores to themselves there are none. Read off compiled programs.
+_SCORE_TRAFFIC = 50
 # The same for activations, in arrays as wide as the residual stream and as the feed-forward block.
 _WIDE_TRAFFIC, _MLP_TRAFFIC = 40, 12
 # Bytes per attention score that are in use at the worst moment of the backward pass, by what is computed again; and
 # those that programs for TPUs hold besides, in gaps where scores of other moments were.
-_SCORE_BYTES = {"none": 10, "dots": 8, "full": 6}
-_SCORE_GAPS = {"none": 7.0, "dots": 10.5, "full": 6.7}
+_SCORE_BYTES = {"none": 4, "dots": 8, "full": 6}
+_SCORE_GAPS = {"none": 0.0, "dots": 10.5, "full": 6.7}
 _SCORE_GAPS_SMALL = 2.5  # v5e and v6e, of a core with less memory
 _GAPS = 0.05
 
@@ -206,17 +206,17 @@ def _stacks(job: Job) -> list[tuple[str, int, int]]:
     return found + ([("encoder_layers", job.model.encoder_layers, source)] if job.model.encoder_layers else [])
 
 
-def kept_features(model: ModelConfig, widths: _Widths) -> int:
-    """Features of a token and layer that wait for the backward pass, attention scores aside."""
-    w = widths
+def kept_bytes(model: ModelConfig, widths: _Widths) -> int:
+    """Bytes of a token and layer that wait for the backward pass."""
+    w, item = widths, np.dtype(model.compute_dtype).itemsize
     crossed = 2 * w.residual + w.heads if model.encoder_layers else 0
     if model.remat == "full":
-        return w.residual
-    dots = 2 * w.residual + w.heads + w.keys_and_values + w.mlp_arrays * w.mlp + crossed
+        return item * w.residual
     if model.remat == "dots":
-        return dots
-    # Besides: what norms give, what attention gives, the product in the feed-forward block.
-    return dots + 2 * w.residual + w.heads + w.mlp + crossed
+        return item * (2 * w.residual + w.heads + w.keys_and_values + w.mlp_arrays * w.mlp + crossed)
+    # Norms keep what they compute in float32, attention its scores and probabilities.
+    narrow = item * (3 * w.residual + w.heads + 3 * w.mlp_arrays * w.mlp + crossed)
+    return narrow + 6 * _FLOAT * w.residual + (_FLOAT + item) * w.scores
 
 
 def _memory(
@@ -239,10 +239,8 @@ def _memory(
     for stack, layers, length in _stacks(job):
         tokens = at_once * length
         w = _widths(job, sizes, platform, length, length)
-        kept += layers * tokens * kept_features(c, w) * item
+        kept += layers * tokens * kept_bytes(c, w)
         layer = sum(p.count // p.tensor for p in parameters if p.path.startswith(f"{stack}/")) // max(layers, 1)
-        if c.remat == "none":
-            kept += layers * tokens * w.scores * item
         wide = tokens * (3 * w.residual + 2 * w.mlp_arrays * w.mlp) * item
         gathered = layer * item if sizes["fsdp"] > 1 else 0
         work = max(work, tokens * w.scores * _SCORE_BYTES[c.remat] + wide + 2 * gathered)
@@ -282,6 +280,8 @@ def _collectives(job: Job, sizes: Mapping[str, int], parameters: list[_Parameter
             total[0] += payload * count
             total[1] += count
 
+    # Forward and backward; without recomputation XLA gathers once more for the gradients.
+    gathers = 3 if c.remat == "none" else 2
     for p in parameters:
         part = p.count // p.tensor
         head = p.path.startswith("head/") or (p.path == "embed/embedding" and c.tie_embeddings)
@@ -289,7 +289,7 @@ def _collectives(job: Job, sizes: Mapping[str, int], parameters: list[_Parameter
         if p.fsdp > 1:
             if p.layered:
                 layers = c.n_layers if p.path.startswith("layers/") else c.encoder_layers
-                add("all-gather", ("fsdp",), part * item // layers, 2 * layers * times)
+                add("all-gather", ("fsdp",), part * item // layers, gathers * layers * times)
                 if p.trained:
                     add("reduce-scatter", ("fsdp",), part * item // layers, layers * times)
                     add("all-reduce", ("data",), part * item // layers // fsdp, layers * times)
@@ -328,15 +328,14 @@ def _traffic(
     parameters: list[_Parameter],
     at_once: int,
 ) -> int:
-    c, item, times = job.model, np.dtype(job.model.compute_dtype).itemsize, job.train.accumulate
+    item, times = np.dtype(job.model.compute_dtype).itemsize, job.train.accumulate
     total = 0
     for _, layers, length in _stacks(job):
         w = _widths(job, sizes, platform, length, length)
-        per_score = _SCORE_TRAFFIC + (_SCORE_TRAFFIC_AGAIN if c.remat != "none" else 0)
         per_token = _WIDE_TRAFFIC * (w.residual + w.heads + w.keys_and_values) + _MLP_TRAFFIC * w.mlp * (
             w.mlp_arrays + 1
         )
-        total += layers * at_once * length * (w.scores * per_score + per_token * item)
+        total += layers * at_once * length * (w.scores * _SCORE_TRAFFIC + per_token * item)
     length = job.lengths[0]
     w = _widths(job, sizes, platform, length, length)
     total += at_once * length * w.vocab * _FLOAT * 6

@@ -303,6 +303,9 @@ class Program:
                     read += _bytes(one.shape)
                 elif one.opcode == "dynamic-update-slice" and one.operands[0] == source:
                     continue
+                elif one.opcode == "fusion":
+                    nested = self.computations[self._called(one)["calls"][0]]
+                    read += sum(self._read_of(nested, at) for at, name in enumerate(one.operands) if name == source)
                 else:
                     return whole
         return read
