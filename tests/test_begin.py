@@ -77,6 +77,15 @@ def test_another_objective_takes_all_but_its_head(parent: Path, tmp_path: Path) 
     np.testing.assert_array_equal(new["params/classifier/kernel"], mine["params/classifier/kernel"])
 
 
+def test_the_tokenizer_is_that_of_the_run_whatever_would_be_trained(parent: Path, tmp_path: Path) -> None:
+    reporter = small_runs.Silent()
+    settings = child(parent, "masked_lm", tokenizer=TokenizerConfig(kind="wordpiece", vocab_size=2000))
+    runs.start(settings, tmp_path / "run", reporter)
+    fingerprints = [load_tokenizer(run / "tokenizer").fingerprint() for run in (parent / "run", tmp_path / "run")]
+    assert fingerprints[0] == fingerprints[1]
+    assert any("none of kind wordpiece is trained" in text for text in reporter.named("message"))
+
+
 def test_a_head_of_another_shape_begins_anew(parent: Path, tmp_path: Path) -> None:
     small_runs.start(child(parent), tmp_path / "run")
     changes = {"init_from": {"run": str(tmp_path / "run")}, "data": {"labels": ("True", "maybe", "False")}}

@@ -22,7 +22,7 @@ from lm.models.transformer import ModelConfig, Transformer
 from lm.peft import merged
 from lm.records import RunDirectory
 from lm.run.use import choose_checkpoint, load, load_experiment
-from lm.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
+from lm.text.tokenizer import Tokenizer, TokenizerConfig, is_trained, load_tokenizer
 from lm.train import INIT, Program, TrainState, abstract_params, random_key
 from lm.tree import path_leaves, path_string
 from lm.vocabulary import resized
@@ -62,8 +62,9 @@ def with_parent(experiment: Experiment) -> Experiment:
 
     The model is that of the run, with this experiment's dropout, precision, implementation and heads, and with those
     of `mask`, `max_len`, `pooling` and `pooler` that it sets; low-rank terms, adapters and a learned prompt are its own
-    where the run has none. So is the tokenizer, if none is asked for. The checkpoint is settled: another may be the
-    best when the run is resumed. So is what is trained of a model with low-rank terms, adapters or a learned prompt.
+    where the run has none. So is the tokenizer, unless a finished one is asked for or `resize_vocab` lets the data have
+    its own. The checkpoint is settled: another may be the best when the run is resumed. So is what is trained of a model
+    with low-rank terms, adapters or a learned prompt.
 
     Raises:
       UserError: no such run or checkpoint, or a setting of the model that contradicts the run's.
@@ -107,7 +108,9 @@ def with_parent(experiment: Experiment) -> Experiment:
             )
             taken[name] = theirs
     tokenizer = experiment.tokenizer
-    if tokenizer == TokenizerConfig() and not experiment.data.mixture.datasets:
+    # One that would be trained on the data is for models that begin anew, unless the vocabulary is to be another.
+    own = is_trained(tokenizer) and config.resize_vocab != "no" and tokenizer != TokenizerConfig()
+    if is_trained(tokenizer) and not own and not experiment.data.mixture.datasets:
         tokenizer = TokenizerConfig(kind=f"file:{run.tokenizer}")
     model, optim = ModelConfig(**taken), experiment.optim
     if not optim.rates and (rates := tuned_rates(model)):

@@ -148,6 +148,7 @@ def start(
       UserError: anything about the settings; then no run directory was made.
       TrainingHaltedError: something was not finite.
     """
+    asked = experiment
     with cluster.agreeing():
         experiment = with_parent(experiment)
         mesh = check_experiment(experiment)
@@ -174,6 +175,11 @@ def start(
             f"begins with the parameters of {experiment.init_from.run} at step {experiment.init_from.checkpoint}"
             f"{begins_anew}"
         )
+        if asked.tokenizer not in (TokenizerConfig(), experiment.tokenizer):
+            reporter.message(
+                f"the tokenizer is that of {experiment.init_from.run}, none of kind {asked.tokenizer.kind} is trained"
+                " (init_from.resize_vocab would let the data have its own)"
+            )
     target = parts.program.target
     trained, whole = (tree.count_parameters(part) for part in (target.params, (target.params, target.frozen)))
     if trained < whole:
