@@ -63,8 +63,8 @@ def with_parent(experiment: Experiment) -> Experiment:
     The model is that of the run, with this experiment's dropout, precision, implementation and heads, and with those
     of `mask`, `max_len`, `pooling` and `pooler` that it sets; low-rank terms, adapters and a learned prompt are its own
     where the run has none. So is the tokenizer, unless a finished one is asked for or `resize_vocab` lets the data have
-    its own. The checkpoint is settled: another may be the best when the run is resumed. So is what is trained of a model
-    with low-rank terms, adapters or a learned prompt.
+    its own. The checkpoint is settled: another may be the best when the run is resumed. So is what is trained of a
+    model with low-rank terms, adapters or a learned prompt.
 
     Raises:
       UserError: no such run or checkpoint, or a setting of the model that contradicts the run's.
