@@ -75,7 +75,14 @@ def write_corpus(path: Path, documents: int = 80) -> None:
             sentences = [" ".join(rng.choice(words, rng.integers(3, 7))).capitalize() + "." for _ in range(3 + i % 3)]
             source = list(rng.choice(words, rng.integers(2, 6)))
             text = " ".join(sentences)
-            row = {"text": text, "a": " ".join(source), "b": " ".join(source[::-1]), "y": str("red" in text), "one": "1", "e": ""}
+            row = {
+                "text": text,
+                "a": " ".join(source),
+                "b": " ".join(source[::-1]),
+                "y": str("red" in text),
+                "one": "1",
+                "e": "",
+            }
             file.write(json.dumps(row) + "\n")
 
 

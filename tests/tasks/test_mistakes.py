@@ -71,7 +71,12 @@ MISTAKES: dict[str, tuple[str, str, dict[str, dict[str, Any]], str]] = {
         {"data": {"labels": ("True", "no")}},
         r"has the class 'False', which data.labels does not name \(True, no\); add it there",
     ),
-    "no class for a text": ("bert", "classification", {"data": {"label_field": "e"}}, "field 'e' is empty, and names n"),
+    "no class for a text": (
+        "bert",
+        "classification",
+        {"data": {"label_field": "e"}},
+        "field 'e' is empty, and names n",
+    ),
     "one class": ("bert", "classification", {"data": {"label_field": "one"}}, "all training documents have the class"),
     "several classes": (
         "bert",
