@@ -332,6 +332,31 @@ def decay_factors(config: OptimConfig, params: Any) -> Any:
     return jax.tree.map(float, decay_mask(config, params))
 
 
+def check_patterns(config: OptimConfig, params: Any, steps: int | None) -> None:
+    """Raises `UserError` for a pattern that a person wrote and that has no effect.
+
+    Args:
+        config: the settings.
+        params: the parameters' shapes.
+        steps: the run's length, None where it is not known yet.
+    """
+    for setting in ("rates", "unfreeze", "decays"):
+        for text in getattr(config, setting):
+            pattern, number = _rule(setting, text)
+            found = tree.match_layers(params, [(pattern, True), (".*", False)])
+            check(
+                any(jax.tree.leaves(found)),
+                f"optim.{setting} has {text!r}, and no parameter has such a path; paths are"
+                f" {', '.join(path for path, _ in tree.path_leaves(params)[:4])}, …, or with a layer's number,"
+                " layers/0/…: correct the pattern or leave it out",
+            )
+            check(
+                setting != "unfreeze" or (number.is_integer() and (steps is None or number < steps)),
+                f"optim.unfreeze has {text!r}; the step is a whole number"
+                + ("" if steps is None else f" below the run's length, {steps}"),
+            )
+
+
 def _by_layer(params: Any, rules: list[tuple[str, float]]) -> Any:
     """The value of each parameter, or of each of its layers as `[L, 1, ...]` where they differ."""
 

@@ -145,6 +145,20 @@ MISTAKES = {
     "merge no run": ({}, {"run": None, "merge": True}, "there is no init_from.run whose terms could be merged"),
     "no room": ({"prompt_len": 17}, {}, "data.seq_len 24 is longer than model.max_len 40 less model.prompt_len 17"),
     "packed": ({"prompt_len": 2, "data": {"packing": "documents"}}, {}, "set data.packing to pad, or to stream"),
+    "a pattern of nothing": ({"optim": {"rates": ("layers/9/.*=0", ".*=1")}}, {}, "no parameter has such a path"),
+    "a wait for nothing": (
+        {"optim": {"unfreeze": ("layer/0/.*=1",)}},
+        {},
+        "optim.unfreeze has .*no parameter has such",
+    ),
+    "a wait too long": ({"optim": {"unfreeze": (".*=6",)}}, {}, "a whole number below the run's length, 6"),
+    "half a step": ({"optim": {"unfreeze": (".*=1.5",)}}, {}, "the step is a whole number below"),
+    "decay of nothing": ({"optim": {"decays": ("mlp/.*=1", ".*=0")}}, {}, "optim.decays has .*no parameter has such"),
+    "a frozen new head": (
+        {"task": "classification", "optim": {"rates": ("layers/.*=1", ".*=0")}},
+        {},
+        "classifier/bias, classifier/kernel would begin anew and stay as drawn",
+    ),
     "targets": ({"lora": LoraConfig(rank=1, targets=".*gate2")}, {}, "matches none of"),
 }
 
@@ -153,10 +167,12 @@ MISTAKES = {
 def test_mistakes_leave_nothing_behind(parent: Path, tmp_path: Path, model: Any, init: Any, message: str) -> None:
     def begin() -> None:
         changes = dict(model)
-        data = changes.pop("data", {})
-        settings = child(parent, changes)
+        data, optim = changes.pop("data", {}), changes.pop("optim", {})
+        kind = changes.pop("task", "causal_lm")
+        settings = child(parent, changes, kind)
         settings = dataclasses.replace(
             settings,
+            optim=dataclasses.replace(settings.optim, **optim),
             data=dataclasses.replace(settings.data, **data),
             init_from=dataclasses.replace(settings.init_from, **init),
         )

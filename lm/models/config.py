@@ -233,11 +233,16 @@ class ModelConfig:
             self.prompt_len < self.max_len,
             f"model.prompt_len = {self.prompt_len} leaves no room in model.max_len = {self.max_len}; lower it",
         )
+        check(
+            self.lora.rank <= self.d_model,
+            f"model.lora.rank is {self.lora.rank}, more than model.d_model = {self.d_model}: terms of a higher rank"
+            " than the matrices; lower it",
+        )
         targets = [path for path in self.projections if re.fullmatch(self.lora.targets, path)]
         check(
             targets or not self.lora.rank,
             f"model.lora.targets is {self.lora.targets!r} and matches none of {', '.join(self.projections)}; it is a"
-            " regular expression that matches whole paths",
+            " regular expression that matches whole paths: choose among these",
         )
 
     @property

@@ -23,6 +23,13 @@ class LoraConfig:
     def __post_init__(self) -> None:
         """Checks ranges, and that the pattern is one."""
         check(self.rank >= 0, f"model.lora.rank is {self.rank}; it must be 0 (off) or more")
+        if not self.rank:
+            for name, field in type(self).__dataclass_fields__.items():
+                value = getattr(self, name)
+                check(
+                    value == field.default,
+                    f"model.lora.{name} is {value!r}, and without model.lora.rank there are no terms; set the rank",
+                )
         check(self.alpha > 0, f"model.lora.alpha is {self.alpha}; it must be above 0")
         check(0.0 <= self.dropout < 1.0, f"model.lora.dropout is {self.dropout}; a dropout rate is in [0, 1)")
         try:

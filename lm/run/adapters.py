@@ -30,16 +30,20 @@ from lm.models.config import Float, ModelConfig
 from lm.models.lora import LoraConfig
 from lm.models.transformer import Transformer
 from lm.optim import OptimConfig, freezing
-from lm.records import RunDirectory
+from lm.records import RunDirectory, write_json
 from lm.run.begin import tuned_rates
+from lm.run.datasets import labels_of
 from lm.run.pretrained import Exported, new_run, save_parameters
 from lm.run.use import load, load_experiment
 from lm.tasks import AnyTask
 from lm.tasks.classification import Classification
 from lm.tasks.extractive_qa import ExtractiveQA
-from lm.text.tokenizer import TokenizerConfig
+from lm.text.template import ChatTemplate
+from lm.text.tokenizer import Tokenizer, TokenizerConfig
 from lm.train import abstract_params
 
+ABOUT = "lm.json"
+"""Beside an adapter, whatever its format: what it was trained for, and the tokenizer of its base."""
 OWN = "adapter"
 """What `Exported.architecture` says of an adapter in our own format."""
 
@@ -92,12 +96,26 @@ def export_adapter(
     made = unfinished(folder)
     try:
         files = write_adapter(made, told, weights, own=own)
+        write_json(made / ABOUT, _about(run, experiment, trained.tokenizer))
         made.replace(folder)
     except OSError as error:
         raise UserError(f"can't write {folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return Exported(architecture, files, None)
+
+
+def _about(run: RunDirectory, experiment: Experiment, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `lm.json` says."""
+    settings = configs.to_dict(experiment)
+    data = {name: settings["data"][name] for name in ("seq_len", "packing", "chat", "label_separator")}
+    template = tokenizer.chat_template
+    return {
+        "tokenizer": tokenizer.fingerprint(),
+        "task": settings["task"],
+        "data": data | {"labels": labels_of(run, experiment)},
+        "chat_template": None if template is None else {"source": template.source, "tokens": dict(template.tokens)},
+    }
 
 
 @dataclass(frozen=True)
@@ -159,8 +177,22 @@ def import_adapter(source: Path, path: Path, onto: Path, mesh: Mesh, *, checkpoi
     tuned = dict(tree.path_leaves(freezing(OptimConfig(rates=rates), target).moves))
     optim = OptimConfig(rates=(*(f"{name}=1" for name in found.parameters if not tuned[name]), *rates))
     moving, frozen = tree.split(params, freezing(optim, params).moves)
+    tokenizer, task, data = base.tokenizer, _task_of(found.model, model, task), base.experiment.data
+    if (folder / ABOUT).is_file():
+        about = read_json(folder / ABOUT)
+        check(
+            about.get("tokenizer") == tokenizer.fingerprint(),
+            f"{source} is an adapter for a model with the tokenizer {about.get('tokenizer')}, and {onto} has"
+            f" {tokenizer.fingerprint()}; name the run that it was trained beside",
+        )
+        told = configs.from_dict(
+            Experiment, {"task": about.get("task", {}), "data": about.get("data", {})}, where=str(folder / ABOUT)
+        )
+        task, data = told.task, told.data
+        if about.get("chat_template"):
+            tokenizer.chat_template = ChatTemplate(**about["chat_template"])
     with new_run(path) as run:
-        base.tokenizer.save(run.tokenizer)
+        tokenizer.save(run.tokenizer)
         if parent.pretrained.is_dir():
             shutil.copytree(parent.pretrained, run.pretrained)
         save_parameters(run, moving, base.tokenizer)
@@ -169,8 +201,8 @@ def import_adapter(source: Path, path: Path, onto: Path, mesh: Mesh, *, checkpoi
             once.wait()
         experiment = Experiment(
             model=found.model,
-            data=base.experiment.data,
-            task=_task_of(found.model, model, task),
+            data=data,
+            task=task,
             tokenizer=TokenizerConfig(kind=f"file:{run.tokenizer}"),
             optim=optim,
         )

@@ -29,9 +29,9 @@ from lm.data.prepare import Progress
 from lm.errors import check
 from lm.loop import Feed, Outcome, Reporter, check_resumable, fit
 from lm.models.transformer import ModelConfig, Transformer
-from lm.optim import freezing, make_optimizer, make_schedule
+from lm.optim import check_patterns, freezing, make_optimizer, make_schedule
 from lm.records import RunDirectory, differences, environment
-from lm.run.begin import begun, check_parent, with_parent
+from lm.run.begin import begun, check_parent, tuned_rates, with_parent
 from lm.run.datasets import AnyDataset, check_has_dataset, dataset_of, described, maker, prepared, split_batches
 from lm.run.use import choose_checkpoint, load, load_experiment
 from lm.sharding import check_batch, make_mesh, process_rows
@@ -118,6 +118,10 @@ def check_experiment(experiment: Experiment) -> Mesh:
     else:
         check(train.epochs is not None, "the run has no length; set one of train.steps, train.tokens and train.epochs")
         steps = 10**6
+    patterns = experiment.optim
+    if patterns.rates == tuned_rates(experiment.model):  # which may name heads that this model hasn't
+        patterns = dataclasses.replace(patterns, rates=())
+    check_patterns(patterns, params, steps if train.epochs is None else None)
     make_optimizer(experiment.optim, make_schedule(experiment.optim, steps), params)
     return mesh
 
@@ -163,7 +167,15 @@ def start(
         new: tuple[str, ...] = ()
         if experiment.init_from.run is not None:
             fingerprint = dataset.tokenizer.fingerprint()
-            new = check_parent(experiment, fingerprint, abstract_params(parts.model, mesh)[0], mesh)
+            shapes, _ = abstract_params(parts.model, mesh)
+            new = check_parent(experiment, fingerprint, shapes, mesh)
+            moves = dict(tree.path_leaves(freezing(experiment.optim, shapes).moves))
+            drawn = [path for path in new if not moves[path] and "/lora_" not in path]
+            check(
+                not drawn,
+                f"{', '.join(drawn)} would begin anew and stay as drawn, as optim.rates freezes it; give it a factor"
+                " above 0",
+            )
     if parts.feed.validation is None:
         reporter.message(
             "no validation split, so nothing will be evaluated: no document fell into it; make more and smaller"

@@ -215,8 +215,13 @@ def test_decoding_with_a_cache_is_running_the_whole_model(kind: str) -> None:
 MISTAKES = {
     "rank": ({"lora": {"rank": -1}}, "model.lora.rank is -1"),
     "alpha": ({"lora": {"rank": 1, "alpha": 0.0}}, "model.lora.alpha is 0.0"),
-    "dropout": ({"lora": {"dropout": 1.0}}, "model.lora.dropout is 1.0"),
-    "no expression": ({"lora": {"targets": "("}}, r"model.lora.targets is '\(', which is no regular expression"),
+    "dropout": ({"lora": {"rank": 1, "dropout": 1.0}}, "model.lora.dropout is 1.0"),
+    "no rank": ({"lora": {"alpha": 32.0}}, r"model.lora.alpha is 32.0, and without model.lora.rank .* set the rank"),
+    "too high": ({"lora": {"rank": 33}}, "model.lora.rank is 33, more than model.d_model = 32"),
+    "no expression": (
+        {"lora": {"rank": 1, "targets": "("}},
+        r"model.lora.targets is '\(', which is no regular expression",
+    ),
     "nothing matched": (
         {"lora": {"rank": 2, "targets": "c_attn"}},
         "matches none of layers/attention/query, layers/attention/key, .*layers/mlp/down; it is a regular expression",
