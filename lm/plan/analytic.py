@@ -7,6 +7,7 @@ is worth is in docs/results/scale.md, beside compiled programs.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,14 +86,13 @@ def estimate(job: Job, sizes: Mapping[str, int], chip: Chip | None) -> Estimate:
       chip: what it is; None = fake devices of this machine.
     """
     platform = "cpu" if chip is None else chip.platform
-    mesh = abstract_mesh(sizes)
-    parameters = _parameters(job, mesh)
+    parameters = _parameters(job.plain(), tuple(sizes.items()))
     rows = job.train.batch_size // rows_apart(sizes)
     at_once = rows // job.train.accumulate
     return Estimate(
-        memory=_memory(job, sizes, chip, mesh, parameters, rows, at_once),
+        memory=_memory(job, sizes, chip, parameters, rows, at_once),
         collectives=_collectives(job, sizes, parameters, at_once),
-        traffic=_traffic(job, sizes, platform, mesh, parameters, at_once),
+        traffic=_traffic(job, sizes, platform, parameters, at_once),
     )
 
 
@@ -101,11 +101,15 @@ def abstract_mesh(sizes: Mapping[str, int]) -> Mesh:
     return cast(Mesh, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
 
 
-def state_bytes(job: Job, mesh: Mesh) -> int:
-    """Bytes of the train state on one device."""
-    shapes = job.state()
-    lower = freezing(job.experiment.optim, job.params()).lower
-    boxed = boxed_params(job.plain().model, lower)
+def state_bytes(job: Job, sizes: Mapping[str, int]) -> int:
+    """Bytes of the train state on one device of a mesh of such sizes."""
+    return _state_bytes(job.plain(), tuple(sizes.items()))
+
+
+@functools.lru_cache(maxsize=256)  # a search asks for each mesh many times
+def _state_bytes(job: Job, sizes: tuple[tuple[str, int], ...]) -> int:
+    mesh, shapes = abstract_mesh(dict(sizes)), job.state()
+    boxed = boxed_params(job.model, freezing(job.experiment.optim, job.params()).lower)
     return local_bytes(shapes, shardings_like(shapes, nn.unbox(boxed), parameter_shardings(boxed, mesh), mesh))
 
 
@@ -121,8 +125,9 @@ def _is_sharding(leaf: Any) -> bool:
     return isinstance(leaf, NamedSharding)
 
 
-def _parameters(job: Job, mesh: Mesh) -> list[_Parameter]:
-    boxed = boxed_params(job.plain().model)
+@functools.lru_cache(maxsize=256)
+def _parameters(job: Job, sizes: tuple[tuple[str, int], ...]) -> list[_Parameter]:
+    boxed, mesh = boxed_params(job.model), abstract_mesh(dict(sizes))
     params, laid = nn.unbox(boxed), parameter_shardings(boxed, mesh)
     moves = jax.tree.leaves(freezing(job.experiment.optim, params).moves)
     found = []
@@ -223,7 +228,6 @@ def _memory(
     job: Job,
     sizes: Mapping[str, int],
     chip: Chip | None,
-    mesh: Mesh,
     parameters: list[_Parameter],
     rows: int,
     at_once: int,
@@ -261,7 +265,7 @@ def _memory(
     gaps = int(_GAPS * sum(parts.values()))
     if chip is not None and chip.platform == "tpu":
         gaps += int(scores * (_SCORE_GAPS[c.remat] if chip.axes == 3 else _SCORE_GAPS_SMALL))
-    return {"state": state_bytes(job, mesh), "batch": batch, **parts, "gaps": gaps}
+    return {"state": state_bytes(job, sizes), "batch": batch, **parts, "gaps": gaps}
 
 
 def _collectives(job: Job, sizes: Mapping[str, int], parameters: list[_Parameter], at_once: int) -> list[Collective]:
@@ -324,7 +328,6 @@ def _traffic(
     job: Job,
     sizes: Mapping[str, int],
     platform: str,
-    mesh: Mesh,
     parameters: list[_Parameter],
     at_once: int,
 ) -> int:
@@ -342,4 +345,4 @@ def _traffic(
     # Weights: read forward, read twice backward, written where they are gathered, and their gradients.
     total += sum(p.count // p.tensor * item * (7 if p.fsdp > 1 else 5) for p in parameters)
     # The optimizer reads and writes the state and reads gradients.
-    return total * times + 3 * state_bytes(job, mesh)
+    return total * times + 3 * state_bytes(job, sizes)

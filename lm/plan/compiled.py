@@ -74,7 +74,7 @@ def devices_of(topology: Topology) -> list[Any]:
         found = topologies.get_topology_desc(topology.name, platform="tpu", **options)
     except Exception as error:
         text = " ".join(str(error).split())
-        if "libtpu" in text and ("not found" in text or "No module" in text or "Unable to find" in text):
+        if "TPU support not installed" in text:
             raise UserError(
                 f"topology {topology.name} is compiled for with libtpu, which is not installed;"
                 " install it with `pip install 'jax[tpu]'`, or add --compile no"

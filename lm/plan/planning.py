@@ -12,7 +12,7 @@ import jax
 from lm import tree
 from lm.config import Experiment
 from lm.errors import check
-from lm.plan.analytic import Estimate, abstract_mesh, estimate, state_bytes
+from lm.plan.analytic import Estimate, estimate, state_bytes
 from lm.plan.chips import Topology
 from lm.plan.compiled import Compiled, TooLarge, compile_step
 from lm.plan.hlo import Collective
@@ -273,7 +273,7 @@ def make_plan(
         done_flops=float(flops_of_row(job)) * job.train.batch_size,
         compiled=compiled,
         analytic=estimate(job, sizes, topology.chip),
-        state=state_bytes(job, abstract_mesh(sizes)),
+        state=state_bytes(job, sizes),
         checkpoint=saved,
         checkpoint_of_host=-(-saved // hosts),
         rows_of_host=rows,

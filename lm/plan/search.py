@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Literal, get_args
 
 from lm.errors import check
+from lm.plan.analytic import estimate
 from lm.plan.chips import Topology
 from lm.plan.job import Job, rows_apart
 from lm.plan.planning import Plan, make_plan, with_settings
@@ -29,10 +30,12 @@ def search(job: Job, topology: Topology) -> tuple[list[Plan], int]:
     Raises:
       UserError: no mesh divides the batch, or the topology has no chips to fit.
     """
+    chip = topology.chip
     check(
-        topology.chip is not None,
+        chip is not None,
         f"topology {topology.name} has neither speed nor a limit of memory; search on chips, such as v5p:4x4x4",
     )
+    assert chip is not None
     found, tried = [], 0
     for sizes in meshes(topology.devices, job.model.n_heads):
         apart = rows_apart(sizes)
@@ -42,9 +45,9 @@ def search(job: Job, topology: Topology) -> tuple[list[Plan], int]:
         for remat in get_args(Remat):
             for accumulate in (n for n in range(1, rows + 1) if rows % n == 0):
                 tried += 1
-                plan = make_plan(with_settings(job, accumulate=accumulate, remat=remat), topology, sizes)
-                if plan.fits:
-                    found.append(plan)
+                one = with_settings(job, accumulate=accumulate, remat=remat)
+                if estimate(one, sizes, chip).total <= chip.memory:
+                    found.append(make_plan(one, topology, sizes))
                     break  # more parts gather parameters more often
     check(
         tried,

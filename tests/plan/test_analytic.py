@@ -11,7 +11,7 @@ import pytest
 from lm.config import Experiment
 from lm.data.config import DataConfig
 from lm.models.presets import llama
-from lm.plan.analytic import abstract_mesh, attention_kernel, estimate, local_bytes, state_bytes
+from lm.plan.analytic import attention_kernel, estimate, local_bytes, state_bytes
 from lm.plan.chips import CHIPS, parse_topology
 from lm.plan.compiled import Compiled, compile_step
 from lm.plan.job import Job, make_job, sizes_of_mesh
@@ -63,13 +63,13 @@ def test_the_state_on_a_device_is_what_its_shardings_say():
     one = job()
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     target = one.program(mesh).target
-    planned = state_bytes(one, abstract_mesh(dict(mesh.shape)))
+    planned = state_bytes(one, dict(mesh.shape))
     shards = [
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(target)
     ]
     assert planned == sum(shards)
     assert local_bytes(target, jax.tree.map(lambda leaf: leaf.sharding, target)) == planned
-    assert state_bytes(one, abstract_mesh(mesh_of(data=8))) > 3.5 * planned
+    assert state_bytes(one, mesh_of(data=8)) > 3.5 * planned
 
 
 def test_memory_falls_with_recomputation_and_with_rows_at_once():
