@@ -379,10 +379,16 @@ def test_every_command_has_help_with_docs_and_defaults(command: str, capsys: pyt
         "evaluate": ("RUN", "Which split", "(default: validation)"),
         "generate": ("--temperature FLOAT", "0 = greedy", "(default: 1.0)"),
         "inspect": ("--text [STR", "The text", "(default: best)"),
-        "import": ("SOURCE", "or a name on the Hugging Face hub", "--dtype {float32,bfloat16}", "(default: float32)"),
+        "import": (
+            "SOURCE",
+            "NAME@REVISION of the Hugging Face hub",
+            "--dtype {float32,bfloat16}",
+            "(default: float32)",
+        ),
         "export": ("DIR", "--max-shard-size STR", "(default: 5GB)"),
         "teach": ("--top-k", "How many of the likeliest tokens", "(default: best)"),
         "prepare": ("--data.source STR", "Text to read", "(default: python-stdlib)"),
+        "plan": ("--topology", "CONFIG"),
         "doctor": ("--mesh.fsdp INT", "(default: 1)"),
         "tokenizer": ("{train,compare,show}", "Trains a tokenizer on text and saves it"),
     }[command]
