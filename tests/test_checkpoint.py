@@ -26,7 +26,9 @@ def state(width: int = 8, extra: bool = False, ema: bool = True) -> TrainState:
         params["c"] = {"bias": jnp.zeros(2)}
     opt_state = optax.chain(optax.identity(), optax.adamw(1e-3)).init(params)
     average = jax.tree.map(lambda p: p + 1, params) if ema else None
-    return TrainState(step=jnp.int32(5), params=params, frozen=None, opt_state=opt_state, ema=average, skipped=jnp.int32(1))
+    return TrainState(
+        step=jnp.int32(5), params=params, frozen=None, opt_state=opt_state, ema=average, skipped=jnp.int32(1)
+    )
 
 
 def target(tree, sharding=WHOLE):

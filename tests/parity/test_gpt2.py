@@ -30,7 +30,7 @@ from lm.models.transformer import Transformer
 from lm.optim import OptimConfig, make_optimizer, make_schedule
 from lm.sharding import MeshConfig, make_mesh
 from lm.tasks.causal_lm import CausalLM
-from lm.train import TrainConfig, TrainState, make_program
+from lm.train import TrainConfig, make_program
 
 OPTIM = OptimConfig(
     peak_lr=PEAK,
@@ -52,11 +52,7 @@ def our_losses(params) -> np.ndarray:
     model = Transformer(replace(GPT2, unroll=1))  # compiles faster
     program = make_program(model, CausalLM(), tx, schedule, config, make_mesh(MeshConfig(devices=1)))
 
-    def start(params) -> TrainState:
-        zero = np.int32(0)
-        return TrainState(step=zero, params=params, opt_state=tx.init(params), ema=None, skipped=zero)
-
-    state = jax.jit(start, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, program.target))(params)
+    state = program.begin(jax.tree.map(jax.numpy.array, params))  # copies: a program uses them up
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH))
     losses = []
     for step in range(STEPS):
