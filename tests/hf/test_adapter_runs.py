@@ -81,7 +81,7 @@ def test_out_and_onto_the_base(way, base, tmp_path, capfd):
     names = {"adapter_config.json", "adapter_model.safetensors"}
     if way != "lora":
         names = {"adapter.json", "adapter.safetensors"}
-    assert {path.name for path in out.iterdir()} == names
+    assert {path.name for path in out.iterdir()} == names | {"lm.json"}
     assert ("LoRA for PEFT, GPT2LMHeadModel" if way == "lora" else "adapter of this program") in said
     held = sum(weight.size for weight in load_file(next(out.glob("*.safetensors"))).values())
     assert held < 0.2 * sum(leaf.size for leaf in loaded(run).values()), "the base is not in it"
