@@ -10,7 +10,7 @@ from rich.console import Console
 from lm import config as configs
 from lm import run as runs
 from lm.commands.exits import DONE
-from lm.commands.shared import RunArgument, open_console, show
+from lm.commands.shared import RunArgument, file_size, open_console, show
 from lm.errors import check
 from lm.run.adapters import OWN, export_adapter
 from lm.run.pretrained import export_run
@@ -68,5 +68,5 @@ def _adapter(asked: ExportArguments, console: Console) -> int:
         )
     size = sum((asked.folder / name).stat().st_size for name in made.files)
     kind = "adapter of this program" if made.architecture == OWN else f"LoRA for PEFT, {made.architecture}"
-    show(console, f"{asked.folder}  ({kind}, {size / 1e6:,.1f} MB)")
+    show(console, f"{asked.folder}  ({kind}, {file_size(size)})")
     return DONE

@@ -59,6 +59,8 @@ def run(arguments: list[str]) -> int:
     if found.experiment.task.writes_text:
         prompt = "5 6 7" if isinstance(found.tokenizer, IdsTokenizer) else "..."
         show(console, f'next: lm generate {run} --prompt "{prompt}"')
+    else:
+        show(console, f"next: lm train CONFIG --init-from.run {run}")
     return DONE
 
 
@@ -70,4 +72,9 @@ def _adapter(asked: ImportArguments, onto: Path, console: Console) -> int:
     with console.status("importing"):
         made = import_adapter(Path(asked.source), asked.run, onto, make_mesh(asked.mesh))
     show(console, f"{asked.run}  ({made.parameters:,} parameters of an adapter, {made.of:,} in all)")
+    run = shlex.quote(str(asked.run))
+    if made.experiment.task.writes_text:
+        show(console, f'next: lm generate {run} --prompt "..."')
+    else:
+        show(console, f"next: lm evaluate {run} --on CONFIG")
     return DONE

@@ -81,6 +81,11 @@ def show(console: Console, text: str = "") -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def file_size(count: int) -> str:
+    """Bytes, for reading."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
+
+
 def next_commands(console: Console, path: Path) -> None:
     """What a finished run can be used for."""
     run = shlex.quote(str(path))

@@ -6,7 +6,7 @@ from pathlib import Path
 from lm import config as configs
 from lm import run as runs
 from lm.commands.exits import DONE
-from lm.commands.shared import RunArgument, open_console, show
+from lm.commands.shared import RunArgument, file_size, open_console, show
 from lm.records import RunDirectory
 from lm.sharding import MeshConfig
 
@@ -50,6 +50,6 @@ def run(arguments: list[str]) -> int:
             on_batch=lambda done, total: status.update(f"teaching {done}/{total}"),
         )
     size = sum(file.stat().st_size for file in folder.iterdir())
-    show(console, f"{folder}  ({lessons.examples:,} examples, {lessons.top_k} choices a place, {size / 1e6:,.1f} MB)")
+    show(console, f"{folder}  ({lessons.examples:,} examples, {lessons.top_k} choices a place, {file_size(size)})")
     show(console, f"a student reads it with --distill.saved {folder}")
     return DONE

@@ -133,9 +133,9 @@ WRONG: list[tuple[Any, str]] = [
     ({"messages": []}, "has no message of the assistant"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "message 1 has the role 'tool'"),
     ({"messages": [{"content": "a"}]}, "message 1 has the role None"),
-    ({"messages": [{"role": "assistant", "content": ["a"]}]}, r"message 1 \(assistant\) holds list, not text"),
-    ({"messages": "hello"}, "field 'messages' holds str, not a list of messages"),
-    ({"messages": ["hello"]}, "field 'messages' holds list, not a list of messages"),
+    ({"messages": [{"role": "assistant", "content": ["a"]}]}, r"message 1 \(assistant\) holds a list, not text"),
+    ({"messages": "hello"}, "field 'messages' holds text, not a list of objects"),
+    ({"messages": ["hello"]}, "field 'messages' holds a list, not a list of objects"),
     ({"text": "a"}, "has no field 'messages'; it has 'text'"),
 ]
 

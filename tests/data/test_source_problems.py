@@ -150,7 +150,7 @@ def test_broken_json(tmp_path: Path):
     counts = {"broken JSON": 4, "field without text": 2, "no such field": 1, "undecodable text": 1}
     skipped = check_problem(f"jsonl:{tmp_path}/t.jsonl", ["one", "two", "three"], counts, "t.jsonl:3 is not valid JSON")
     assert skipped.examples["no such field"] == [f"{tmp_path}/t.jsonl:6 has no field 'text'; it has 'body'"]
-    assert skipped.examples["field without text"][1] == f"{tmp_path}/t.jsonl:10: field 'text' holds NoneType, not text"
+    assert skipped.examples["field without text"][1] == f"{tmp_path}/t.jsonl:10: field 'text' holds null, not text"
 
 
 def test_broken_json_lists(tmp_path: Path):
@@ -222,7 +222,7 @@ def test_broken_parquet(tmp_path: Path):
     (tmp_path / "b.parquet").write_bytes(content[: len(content) // 2])
     (tmp_path / "c.parquet").write_bytes(b"")
     counts = {"field without text": 1, "damaged file": 2}
-    check_problem(f"parquet:{tmp_path}/*", ["a", "b"], counts, "a.parquet:2: field 'text' holds NoneType, not text")
+    check_problem(f"parquet:{tmp_path}/*", ["a", "b"], counts, "a.parquet:2: field 'text' holds null, not text")
 
 
 def test_documents_over_the_limit(tmp_path: Path):

@@ -126,9 +126,9 @@ BAD = {
     "short gz": ("text:{tmp}/short.gz", {}, "cannot read .*short.gz"),
     "broken json": ("jsonl:{tmp}/bad.jsonl", {}, "bad.jsonl:2 is not valid JSON"),
     "deep json": ("jsonl:{tmp}/deep.jsonl", {}, "deep.jsonl:1 is not valid JSON"),
-    "no object": ("jsonl:{tmp}/list.jsonl", {}, "list.jsonl:1 is not a JSON object but list"),
+    "no object": ("jsonl:{tmp}/list.jsonl", {}, "list.jsonl:1 is not a JSON object but a list"),
     "no field": ("jsonl:{tmp}/bad.jsonl", {"field": "body"}, "bad.jsonl:1 has no field 'body'; it has 'text'"),
-    "no string": ("jsonl:{tmp}/number.jsonl", {}, "field 'text' holds int, not text"),
+    "no string": ("jsonl:{tmp}/number.jsonl", {}, "field 'text' holds a number, not text"),
     "unknown tfds": (
         "tfds:there_is_no_such_dataset",
         {},

@@ -107,9 +107,9 @@ TEXT = "A cat sat."
 GOOD = question("Who sat?", TEXT, "cat", key="good")
 BROKEN: dict[str, tuple[Any, str, str]] = {
     "no JSON": ('{"data": [', "broken JSON", "not valid JSON"),
-    "a list": ([], "broken JSON", "is not a JSON object but list"),
+    "a list": ([], "broken JSON", "is not a JSON object but a list"),
     "no data": ({"version": 1}, "no such field", r"has no 'data'; it has 'version'"),
-    "data is text": ({"data": "x"}, "field without text", "'data' holds str, not a list"),
+    "data is text": ({"data": "x"}, "field without text", "'data' holds text, not a list"),
     "no paragraphs": ({"data": [{}]}, "no such field", "article 1 has no 'paragraphs'"),
     "no context": ({"data": [{"paragraphs": [{"qas": []}]}]}, "no such field", "paragraph 1 has no 'context'"),
     "no questions": ({"data": [{"paragraphs": [{"context": ""}]}]}, "no such field", "paragraph 1 has no 'qas'"),
@@ -119,7 +119,7 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "answers null": (
         squad((TEXT, [{"id": "x", "question": "x", "answers": None}])),
         "field without text",
-        "'answers' holds NoneType, not a list",
+        "'answers' holds null, not a list",
     ),
     "no start": (
         squad((TEXT, [{"id": "x", "question": "x", "answers": [{"text": "cat"}]}])),

@@ -192,7 +192,7 @@ def test_a_student_of_any_number_of_classes(world: Path, tmp_path: Path):
 MISTAKES = {
     "no separator": (
         {"data": {"label_separator": None}},
-        r"holds list, not one value|set both where documents may have",
+        r"holds a list, not one value|set both where documents may have",
     ),
     "no task of several": ({"task": {"multi_label": False}}, "task.multi_label is False and data.label_separator ','"),
     "smoothing": ({"task": {"label_smoothing": 1.0}}, "task.label_smoothing is 1.0"),

@@ -97,7 +97,10 @@ def make_pattern(pattern: str, words: Sequence[str], tokenizer: Tokenizer) -> Pa
             ids and tokenizer.unk_id not in ids,
             f"task.words has {word!r}, which the tokenizer doesn't know; choose another word",
         )
-        check(ids not in found, f"task.words has {found.get(ids)!r} and {word!r}, which are the same tokens")
+        check(
+            ids not in found,
+            f"task.words has {found.get(ids)!r} and {word!r}, which are the same tokens; choose others",
+        )
         found[ids] = word
     return Pattern(tuple(pieces), tuple(np.asarray(ids, np.int32) for ids in found))
 
@@ -167,6 +170,8 @@ class PromptedExamples:
             self._asks.append(np.array([eos_id], np.int32))
         self._masked = mask_id is not None
 
+        train = _training_split(store)
+        shown = draw_shots(labels_in(train, n_classes), n_classes, shots, shot_seed)
         asked = sum(len(piece) for piece in self._asks if not isinstance(piece, str)) + longest * (not self._masked)
         of_pattern = sum(len(piece) for piece in pattern.pieces if not isinstance(piece, str))
         share = (seq_len - 1 - asked - shots * (of_pattern + longest + len(separator))) // (shots + 1)
@@ -175,8 +180,6 @@ class PromptedExamples:
             f"the pattern{f', {shots} times shown,' if shots else ''} leaves no room for a text in a row of {seq_len}"
             " (data.seq_len); raise it, shorten task.pattern or lower task.shots",
         )
-        train = _training_split(store)
-        shown = draw_shots(labels_in(train, n_classes), n_classes, shots, shot_seed)
         begin = [bos_id]
         for document in shown.tolist():
             begin += [*self._shown(train, document, share), *separator]

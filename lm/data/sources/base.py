@@ -276,9 +276,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
+_KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+
+
 def kind(value: object) -> str:
-    """The type of a value, for messages."""
-    return type(value).__name__
+    """What a value is, as JSON calls it, for messages."""
+    return "null" if value is None else _KINDS.get(type(value), type(value).__name__)
 
 
 def listed(names: Any) -> str:

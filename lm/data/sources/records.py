@@ -121,7 +121,7 @@ def _conversation(source: BaseSource, record: Mapping[str, Any], where: str) -> 
     else:
         told = record[source.config.field]
         if not (isinstance(told, list) and all(isinstance(message, Mapping) for message in told)):
-            found = f"{where}: field {source.config.field!r} holds {kind(told)}, not a list of messages"
+            found = f"{where}: field {source.config.field!r} holds {kind(told)}, not a list of objects"
             source.problem(BAD_CHAT, found, _CHAT_REMEDY)
             return None
         names = [f"message {number}" for number in range(1, len(told) + 1)]
