@@ -47,3 +47,11 @@ def strict_promotion():
     """Mixing dtypes without saying so is an error: a silent upcast is slow, a silent downcast wrong."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_reused():
+    from small_runs import programs_reused
+
+    with programs_reused():
+        yield

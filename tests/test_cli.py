@@ -31,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("world")
     (folder / "config.py").write_text(small.CONFIG)
     small.write_corpus(folder / "corpus.txt")
-    with contextlib.chdir(folder), small.programs_reused():
+    with contextlib.chdir(folder):
         assert main(["train", "config.py", "--run", "done"]) == 0
         assert main(["train", "config.py", "--run", "stopped", "--stop-at", "4"]) == 75
         for name, text in {

@@ -14,7 +14,9 @@ from lm.errors import UserError
 TEXTS = ["The cat sat.", "dog", "", "Red mat saw the blue dog. A cat ran.", "the " * 60]
 
 
-@pytest.mark.parametrize(("family", "kind"), [("bert", "bert"), ("gpt", "causal_lm")])
+@pytest.mark.parametrize(
+    ("family", "kind"), [("bert", "bert"), pytest.param("gpt", "causal_lm", marks=pytest.mark.slow)]
+)
 def test_vectors_are_those_of_each_text_alone(tmp_path: Path, family: str, kind: str) -> None:
     small_runs.start(experiment(tmp_path, family, kind, steps=2, eval_every=0), tmp_path / "run")
     trained = runs.load(tmp_path / "run", runs.inference_mesh())

@@ -1,7 +1,6 @@
 """`lm evaluate RUN --on CONFIG.py`: a run, also an imported one, on the data and the task of a config."""
 
 import dataclasses
-import functools
 import json
 import re
 import shutil
@@ -19,7 +18,7 @@ from lm.cli import main
 from lm.config import Experiment
 from lm.data.config import MixtureConfig
 from lm.errors import UserError
-from lm.models.transformer import ModelConfig, Transformer
+from lm.models.transformer import ModelConfig
 from lm.run.evaluation import evaluate_run
 from lm.sharding import MeshConfig
 from lm.text.tokenizer import TokenizerConfig
@@ -45,19 +44,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def brute_force(run: Path, ids: np.ndarray, length: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """Nats and whether it was right, for each token but the first, from the tokens its first window has before it."""
     trained = runs.load(run, runs.inference_mesh())
+    apply = jax.jit(lambda tokens: trained.model.apply({"params": trained.params}, tokens)[0])
 
-    @functools.cache
-    def forward(n: int):
-        return jax.jit(
-            lambda tokens: Transformer(trained.model.config).apply({"params": trained.params}, tokens)[0, -1]
-        )
+    def forward(tokens: np.ndarray) -> np.ndarray:
+        """Logits behind the last of some tokens; what stands behind them in the row isn't seen."""
+        row = np.zeros((1, length), np.int32)
+        row[0, : len(tokens)] = tokens
+        return np.asarray(apply(row)[len(tokens) - 1], np.float64)
 
     nats, right = [], []
     for at in range(1, len(ids)):
         window = 0
         while window + length < at:  # the window's targets are the tokens behind its first, to the length-th
             window += stride
-        logits = np.asarray(forward(at - window)(ids[None, window:at]), np.float64)
+        logits = forward(ids[window:at])
         nats.append(np.log(np.exp(logits).sum()) - logits[ids[at]])
         right.append(logits.argmax() == ids[at])
     return np.asarray(nats), np.asarray(right)

@@ -19,12 +19,6 @@ from lm.records import RunDirectory
 from lm.train import TrainConfig
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _fast():
-    with small.programs_reused():
-        yield
-
-
 def test_length_is_exactly_one_of_three():
     at = {"tokens_per_step": 128, "steps_per_epoch": 2.5}
     assert TrainConfig(steps=7).total_steps(**at) == 7

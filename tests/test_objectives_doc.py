@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
 from lm import cli
 from lm.tasks import TASKS
@@ -95,7 +96,10 @@ def test_commands_of_the_page_run(folder: Path) -> None:
     assert len((folder / "out.txt").read_text(encoding="utf-8").splitlines()) == 2
 
 
-@pytest.mark.parametrize("path", FAMILIES, ids=lambda path: path.stem)
+QUICK = [path for path in FAMILIES if path.stem in ("bert_tiny", "multi30k", "qa_zh", "sst2_finetune")]
+
+
+@pytest.mark.parametrize("path", tiny.fast(FAMILIES, *QUICK), ids=lambda path: path.stem)
 def test_commands_of_a_note_run(folder: Path, path: Path) -> None:
     shown = commands(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")
     here = [command for command in shown if "$D" not in command and "path/to" not in command]

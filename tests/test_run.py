@@ -25,13 +25,6 @@ from lm.loop import TrainingHaltedError
 from lm.records import RunDirectory
 from lm.sharding import MeshConfig, make_mesh
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _fast():
-    with small.programs_reused():
-        yield
-
-
 HARD = {  # everything that could carry state from one step to the next
     "data": {"packing": "documents"},
     "model": {"embedding_dropout": 0.1, "residual_dropout": 0.1},
@@ -39,7 +32,11 @@ HARD = {  # everything that could carry state from one step to the next
 }
 
 
-@pytest.mark.parametrize("changes", [{}, HARD], ids=["plain", "dropout, packing, accumulation, average"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({}, marks=pytest.mark.slow), HARD],
+    ids=["plain", "dropout, packing, accumulation, average"],
+)
 def test_stopped_and_resumed_is_the_straight_run(tmp_path: Path, changes: dict):
     settings = small.experiment(tmp_path, **changes)
     assert small.start(settings, tmp_path / "straight").state == "finished"

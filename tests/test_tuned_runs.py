@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_runs
+import tiny
 from tasks.families import experiment as of_family
 
 from lm import run as runs
@@ -52,7 +53,7 @@ def loaded(path: Path, checkpoint: str = "latest") -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in tree.path_leaves(runs.load(path, MESH, checkpoint).params)}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", tiny.fast(WAYS, "lora", "adapter"))
 def test_what_is_added_is_trained_alone_and_kept_alone(parent: Path, tmp_path: Path, way: str) -> None:
     """Nothing else moves, checkpoints hold nothing else, and a run in parts is the straight run, without its parent."""
     settings = child(parent, WAYS[way])

@@ -366,6 +366,7 @@ def _stack(config: ModelConfig, length: int, *, encoder: bool) -> Any:
         length=length,
         unroll=unroll,
         metadata_params={nn.PARTITION_NAME: "layers"},
+        check_constancy_invariants=False,  # a second tracing of the block, for outputs that blocks don't have
     )(c, encoder)
 
 

@@ -72,7 +72,7 @@ def assert_same(a: Path, b: Path) -> None:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", tiny.fast(WAYS, "lora", "lora and a prompt"))
 def test_out_and_onto_the_base(way, base, tmp_path, capfd):
     run = tune(base, way, **WAYS[way])
     out, again = tmp_path / "out", tmp_path / "again"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -162,8 +163,14 @@ PROMPTED = {
 }
 
 
-@pytest.mark.parametrize("kind", PROMPTED)
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "padded"),
+    tiny.fast(
+        itertools.product(PROMPTED, [False, True]),
+        *[("learned", True), ("rope", False), ("relative", True), ("sinusoidal", False), ("bert", True)],
+        ("prefix", True),
+    ),
+)
 def test_a_prompt_of_tokens_vectors_is_those_tokens(kind: str, padded: bool) -> None:
     """A learned prompt that holds the vectors of some tokens, against the plain model with these tokens in front."""
     config = tiny.config(**PROMPTED[kind])

@@ -160,11 +160,10 @@ def test_the_table_shows_each_class(world: Path, capfd: pytest.CaptureFixture[st
 def test_it_is_the_straight_run(tmp_path: Path, where: str):
     settings = experiment(tmp_path, train={"steps": 6, "eval_every": 3, "save_every": 3, "log_every": 1})
     settings = dataclasses.replace(settings, task=Classification(multi_label=True, label_smoothing=0.5))
-    with small_runs.programs_reused():
-        small_runs.start(settings, tmp_path / "straight")
-        if where == "in parts":
-            small_runs.train_in_parts(settings, tmp_path / "parts", 2, 4)
-            small_runs.assert_same_run(tmp_path / "straight", tmp_path / "parts")
+    small_runs.start(settings, tmp_path / "straight")
+    if where == "in parts":
+        small_runs.train_in_parts(settings, tmp_path / "parts", 2, 4)
+        small_runs.assert_same_run(tmp_path / "straight", tmp_path / "parts")
     one = small_runs.metrics(tmp_path / "straight")
     if where == "on eight devices":
         small_runs.start(dataclasses.replace(settings, mesh=EIGHT), tmp_path / "eight")

@@ -87,9 +87,8 @@ def test_losses_on_eight_devices_are_those_of_one(corpus: Path, family: str, kin
 def test_a_run_in_parts_is_the_straight_run(corpus: Path, tmp_path: Path, family: str, kind: str) -> None:
     settings = experiment(corpus, family, kind)
     settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, residual_dropout=0.1))
-    with small_runs.programs_reused():
-        small_runs.start(settings, tmp_path / "straight")
-        small_runs.train_in_parts(settings, tmp_path / "parts", 2, 4)
+    small_runs.start(settings, tmp_path / "straight")
+    small_runs.train_in_parts(settings, tmp_path / "parts", 2, 4)
     small_runs.assert_same_run(tmp_path / "straight", tmp_path / "parts")
     records = small_runs.metrics(tmp_path / "straight")
     held_out = [record for record in records if record["split"] == "validation"]

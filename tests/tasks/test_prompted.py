@@ -323,5 +323,5 @@ def test_words_that_a_tokenizer_does_not_know() -> None:
         make_pattern("{text}", ["bad", "great"], tokenizer)
     with pytest.raises(UserError, match="leaves no room for a text in a row of 8"):
         make(Prompted(pattern="{text} long pattern", words=WORDS), ByteTokenizer(), memory(), 8, masked=False)
-    with pytest.raises(UserError, match="task.shots is 100, but a class has only"):
+    with pytest.raises(UserError, match=r"task\.shots is 100, but a class has only"):
         make(Prompted(pattern="{text}", words=WORDS, shots=100), ByteTokenizer(), memory(), 8, masked=False)

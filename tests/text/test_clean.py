@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -274,7 +275,7 @@ REPEATED = {
 }
 
 
-@pytest.mark.parametrize("name", list(RULES))
+@pytest.mark.parametrize("name", tiny.fast(RULES, *list(RULES)[::3]))
 def test_work_grows_with_the_text_and_no_faster(rules: dict[str, Callable], name: str):
     """Four times the text takes about four times as long; the square would take sixteen times."""
     rule, slow = rules[name], {}
