@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm.errors import check, require
-from lm.hf.export import write_json
+from lm.errors import check
+from lm.hf.export import write_json, write_safetensors
 from lm.hf.tables import Family, Row
 from lm.models.config import ModelConfig
 
@@ -136,10 +136,9 @@ def own_adapter(
 
 def write_adapter(folder: Path, told: dict[str, Any], weights: dict[str, np.ndarray], *, own: bool) -> list[str]:
     """Writes an adapter's two files; returns their names."""
-    save_file = require("safetensors.numpy", extra="hf", need="lm export --adapter").save_file
     names = [OWN_CONFIG, OWN_WEIGHTS] if own else [PEFT_CONFIG, PEFT_WEIGHTS]
     write_json(folder / names[0], told)
-    save_file(weights, folder / names[1], metadata={"format": "pt"})
+    write_safetensors(folder / names[1], weights)
     return names
 
 

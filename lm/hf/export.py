@@ -52,7 +52,6 @@ def write_weights(
       max_shard_size: bytes of a file at most, unless one weight alone has more.
       on_shard: called with the number of files written and of all.
     """
-    save_file = require("safetensors.numpy", extra="hf", need="lm export").save_file
     leaves = dict(tree.path_leaves(params))
     weights = _weights(family.rows_of(architecture, leaves), leaves)
     sizes = {
@@ -73,7 +72,7 @@ def write_weights(
         files = [SAFETENSORS]
     for done, (file, names) in enumerate(zip(files, shards), 1):
         made = {name: _weight(weights[name], leaves, dtype) for name in names}
-        save_file(made, folder / file, metadata={"format": "pt"})
+        write_safetensors(folder / file, made)
         on_shard(done, len(files))
     if len(shards) > 1:
         where = {name: file for file, names in zip(files, shards) for name in names}
@@ -103,6 +102,14 @@ def _weight(parts: list[tuple[Row, int]], leaves: dict[str, Any], dtype: Any) ->
         made.append(row.to_theirs(np.asarray(jax.device_get(leaf[layer] if row.stacked else leaf))))
     whole = made[0] if len(made) == 1 else np.concatenate(made, axis=parts[0][0].axis)
     return np.ascontiguousarray(whole.astype(dtype))
+
+
+def write_safetensors(path: Path, weights: dict[str, np.ndarray]) -> None:
+    """Writes one file of weights, for whoever may read what this user writes; the library makes it for its owner."""
+    path.touch()
+    mode = path.stat().st_mode
+    require("safetensors.numpy", extra="hf", need="lm export").save_file(weights, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def write_json(path: Path, value: Any) -> None:
