@@ -120,7 +120,9 @@ def test_out_and_in(name, tmp_path):
     assert (config["model_type"], architecture) == (kind, wanted)
     write_weights(tmp_path, family, architecture, params, dtype=np.float32, max_shard_size=10**9)
     write_configs(tmp_path, config, {})
-    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1, "weights are read by who reads the config"
+    assert len({path.stat().st_mode for path in tmp_path.iterdir() if path.is_file()}) == 1, (
+        "weights are read by who reads the config"
+    )
     back, found = load_folder(tmp_path)
     tiny.assert_trees_equal(found, params)
     # Nothing that counts is lost: the model that comes back is called the same.
