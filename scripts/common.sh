@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: goes to the repository's top and makes .venv, once.
 # Exact versions that were tested stand in requirements/pyX.Y.txt; a Python without such a file gets tested ranges.
 

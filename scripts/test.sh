@@ -6,7 +6,7 @@
 #   bash scripts/test.sh -- -m slow        any pytest options after --
 source "$(dirname "$0")/common.sh"
 
-extras=test
+extras="test"
 [ -n "${CI:-}" ] && extras=test,parity
 if [ "${1:-}" = --parity ]; then
   extras=test,parity
