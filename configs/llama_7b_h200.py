@@ -6,8 +6,9 @@
 
 The last line goes on with an imported LLaMA on text of one's own. What makes it fit, by the plan: parameters stay in
 float32 (27 GB), moments are kept in bfloat16 (27 GB instead of 54), gradients are summed in float32 over 32 parts of
-the batch (54 GB with those of a part), and layers keep nothing but what goes in (`remat` full): 131 of 141 GB with eight
-rows of 2,048 tokens in a part. With float32 moments 158 GB would be needed, and 129 GB for a step of one such part alone.
+the batch (54 GB with those of a part), and layers keep nothing but what goes in (`remat` full): 131 of 141 GB with
+eight rows of 2,048 tokens in a part. With float32 moments 158 GB would be needed, and 129 GB for a step of one such
+part alone.
 
 This has not been run: what is tested is that it builds, abstractly. 10 billion tokens, 524,288 a step, are 4.3e20
 floating-point operations, 12.6 days on one H200 at 40 % of its peak; 135 billion, for which configs/llama_7b.py is
