@@ -5,8 +5,8 @@ r"""Sentiment of Chinese hotel reviews from 250 labels, with the encoder that re
     lm train configs/finetune/hotel_few.py --init-from.run runs/hotel_text --run runs/hotel_few
     lm train configs/finetune/hotel_few.py --tokenizer.kind file:runs/hotel_text/tokenizer --run runs/few_scratch
 
-The last one is the same model from scratch. Both take about 30 seconds on one core. With the pretrained model validation
-loss 1.19 and accuracy 84.2 %, from scratch 1.70 and 79.2 %; docs/results/finetune.md has the test split.
+The last one is the same model from scratch. Both take about 30 seconds on one core. With the pretrained model
+validation loss 1.19 and accuracy 84.2 %, from scratch 1.70 and 79.2 %; docs/results/finetune.md has the test split.
 """
 
 import dataclasses
