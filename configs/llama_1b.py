@@ -7,7 +7,7 @@ Text is read from data/text/*.jsonl.gz below the working directory, the document
 will do (--data.source). The vocabulary is a byte-level BPE of 32,000, trained on the text itself.
 
 This has not been run: what is tested is that it builds, abstractly, and what it takes is planned
-(docs/results/scale.md). Parameters and AdamW's moments are 13.2 GB in float32, which `mesh.fsdp` splits. A step is 512
+(docs/plan.md). Parameters and AdamW's moments are 13.2 GB in float32, which `mesh.fsdp` splits. A step is 512
 rows of 2,048 tokens; 22 billion tokens are 1.6e20 floating-point operations, 0.6 days on eight H100s at 40 % of their
 peak. TinyLlama (arXiv:2401.02385) saw 3,000 billion tokens.
 """

@@ -7,7 +7,7 @@ Text is read from data/text/*.jsonl.gz below the working directory, the document
 will do (--data.source). The vocabulary is a byte-level BPE of 32,000, trained on the text itself.
 
 This has not been run: what is tested is that it builds, abstractly, and that its step compiles for the slice
-(docs/results/scale.md). Parameters and AdamW's moments are 828 GB in float32, 1.6 GB a chip; each layer is computed
+(docs/plan.md). Parameters and AdamW's moments are 828 GB in float32, 1.6 GB a chip; each layer is computed
 again in the backward pass. A step is 1,024 rows of 4,096 tokens, two rows a chip; 1,400 billion tokens are 6.2e23
 floating-point operations, 77 days on the 512 chips at 40 % of their peak. The paper (arXiv:2307.09288) has 2,000
 billion tokens, the batch of 4 million and the learning rate.

@@ -9,16 +9,15 @@ the one in the folder of the dataset that `lm prepare` names. Two layers of widt
 one core; validation perplexity 141.4, and 26.7 % of hidden words are guessed. configs/finetune/hotel_text.py goes on.
 """
 
-from lm.config import Experiment
+import dataclasses
+from pathlib import Path
+
+from lm.config import Experiment, load_file
 from lm.data.config import DataConfig
-from lm.data.objectives.masking import MaskingConfig
-from lm.models.transformer import ModelConfig
-from lm.optim import OptimConfig
-from lm.tasks.masked_lm import MaskedLM
-from lm.train import TrainConfig
 
 
 def get_config() -> Experiment:
+    english = load_file(Path(__file__).with_name("english.py"))
     return Experiment(
         data=DataConfig(
             name="chinese",
@@ -29,20 +28,8 @@ def get_config() -> Experiment:
             seq_len=128,
             packing="documents",
         ),
-        model=ModelConfig(
-            d_model=64,
-            n_layers=2,
-            n_heads=4,
-            max_len=128,
-            mask="bidirectional",
-            embedding_norm=True,
-            positions="rope",
-            init_std=0.1,
-            head_bias=True,
-        ),
-        task=MaskedLM(masking=MaskingConfig(rate=0.15)),
-        optim=OptimConfig(
-            optimizer="adamw", peak_lr=4e-3, schedule="linear", warmup=0.05, final_lr_fraction=0.05, weight_decay=0.01
-        ),
-        train=TrainConfig(steps=2500, batch_size=32, log_every=100, eval_every=500, eval_batches=20, save_every=0),
+        model=dataclasses.replace(english.model, max_len=128),
+        task=english.task,
+        optim=english.optim,
+        train=dataclasses.replace(english.train, steps=2500, batch_size=32, eval_every=500),
     )

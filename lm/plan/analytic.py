@@ -1,8 +1,8 @@
 """Memory, collectives and memory traffic of a train step from shapes alone, for any number of chips.
 
 A model of what XLA makes of this project's step, not a simulation: it knows the arrays that are large (state,
-gradients, what is kept of each layer, attention scores, logits, gathered parameters) and leaves out the rest. What it
-is worth is in docs/results/scale.md, beside compiled programs.
+gradients, what is kept of each layer, attention scores, logits, gathered parameters) and leaves out the rest.
+tests/plan/test_analytic.py holds it against compiled programs.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_a_kernel_that_keeps_its_scores_needs_no_memory_for_them():
     assert plans[0].memory["work"] <= plans[1].memory["work"]
 
 
-# Of the scale table (docs/results/scale.md), compiled anew: minutes each.
+# Compiled anew: minutes each.
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.parametrize(
