@@ -151,10 +151,10 @@ def _train(console: Console, path: Path, go: Callable[[TrainingReporter, Prepara
     except OSError as error:
         if error.errno not in DISK_PROBLEMS or not (path / "config.json").exists():
             raise
-        print(
-            f"lm: training failed: {error.strerror}: {error.filename or path}; what was saved before is whole:"
-            f" mend that and go on with `lm train --resume {shlex.quote(str(path))}`",
-            file=sys.stderr,
+        # A new line first, all in one write: threads of an interrupted save may be printing what became of them.
+        sys.stderr.write(
+            f"\nlm: training failed: {error.strerror}: {error.filename or path}; what was saved before is whole:"
+            f" mend that and go on with `lm train --resume {shlex.quote(str(path))}`\n"
         )
         return FAILED
     except jax.errors.JaxRuntimeError as error:

@@ -264,7 +264,7 @@ PROBLEMS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a list for a class": (
         {"label_field": "l"},
         {},
-        "holds a list, not one value; .*or data.label_separator",
+        "holds a list, not one value; .*or data.label_separator where doc",
     ),
     "an empty class named": ({"label_field": "y", "labels": ("a", " ")}, {}, "names the empty class"),
     "a separator alone": ({"label_separator": ","}, {}, "data.label_separator is ','; .*set both, or neither"),
