@@ -9,8 +9,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import metrics
+from lm.hardware import compiler_options
 from lm.models.transformer import Transformer
-from lm.sharding import batch_sharding, compiler_options
+from lm.sharding import batch_sharding
 from lm.tasks import Task
 
 # What a step gives back: name -> sum over the batch, and where errors are wanted "rows": name -> each row's sum, [B].

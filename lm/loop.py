@@ -22,10 +22,10 @@ from lm.checkpoint import Checkpoints
 from lm.cluster import Anyone
 from lm.errors import check
 from lm.evaluate import evaluate, to_devices
+from lm.hardware import peak_flops
 from lm.metrics import is_better
 from lm.models.transformer import Transformer, flops_per_token
 from lm.records import MetricWriter, RunDirectory
-from lm.sharding import peak_flops
 from lm.train import Program, TrainConfig, TrainState
 
 log = logging.getLogger(__name__)

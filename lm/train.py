@@ -19,9 +19,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm import tree
 from lm.errors import check
 from lm.evaluate import make_eval_step
+from lm.hardware import compiler_options
 from lm.models.transformer import ModelConfig, Transformer
 from lm.optim import Freeze, OptimConfig, freezing
-from lm.sharding import batch_sharding, compiler_options, parameter_shardings, shardings_like
+from lm.sharding import batch_sharding, parameter_shardings, shardings_like
 from lm.tasks import Task
 
 Array = jax.Array

@@ -69,10 +69,11 @@ def lm_contender(args: argparse.Namespace):
     import numpy as np
 
     from lm.evaluate import to_devices
+    from lm.hardware import peak_flops
     from lm.models.transformer import Transformer, flops_per_token
     from lm.optim import OptimConfig, freezing, make_optimizer, make_schedule
     from lm.run.begin import tuned_rates
-    from lm.sharding import MeshConfig, make_mesh, peak_flops
+    from lm.sharding import MeshConfig, make_mesh
     from lm.tasks.causal_lm import CausalLM
     from lm.train import TrainConfig, abstract_params, make_program
 

@@ -12,6 +12,7 @@ LEVELS = {
     "lm.losses": 0,
     "lm.metrics": 0,
     "lm.sharding": 0,
+    "lm.hardware": 0,
     "lm.errors": 0,
     "lm.cluster": 0,
     "lm.records": 0,

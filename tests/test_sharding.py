@@ -1,7 +1,5 @@
 """Meshes that fit, layouts that divide, and errors that say what would."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,6 @@ from lm import tree
 from lm.errors import UserError
 from lm.models.transformer import Transformer
 from lm.sharding import (
-    PEAK_FLOPS,
     RULES,
     MeshConfig,
     batch_sharding,
@@ -22,7 +19,6 @@ from lm.sharding import (
     constrain,
     make_mesh,
     partition_spec,
-    peak_flops,
     shardings_like,
 )
 from lm.train import abstract_params
@@ -141,21 +137,3 @@ def test_a_leaf_of_another_shape_is_whole():
     factored = {"v_row": jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[:1], jnp.float32), params)}
     for leaf in jax.tree.leaves(shardings_like(factored, {"x": params}, {"x": shardings}, mesh)):
         assert leaf.spec == PartitionSpec()
-
-
-@pytest.mark.parametrize(
-    ("kind", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("TPU v5 lite", 197e12),
-        ("TPU v5p", 459e12),
-    ],
-)
-def test_peak_flops_by_the_longest_name(kind, peak):
-    assert peak_flops(SimpleNamespace(device_kind=kind)) == peak
-    assert peak in PEAK_FLOPS.values()
-
-
-def test_peak_flops_of_an_unknown_device_is_none():
-    assert peak_flops(jax.devices()[0]) is None

@@ -71,7 +71,8 @@ def _with_devices(rows: list[tuple[str, str]], arguments: list[str]) -> int:
 
     from lm import config as configs
     from lm.commands.shared import open_console
-    from lm.sharding import MeshConfig, make_mesh, peak_flops
+    from lm.hardware import peak_flops
+    from lm.sharding import MeshConfig, make_mesh
 
     @dataclass(frozen=True, kw_only=True)
     class DoctorArguments:

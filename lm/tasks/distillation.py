@@ -20,8 +20,9 @@ from lm.data.config import DataConfig
 from lm.data.loader import Maker
 from lm.data.objectives.taught import IDS, LOGITS, Lessons
 from lm.errors import check
+from lm.hardware import compiler_options
 from lm.models.transformer import ModelConfig, Transformer
-from lm.sharding import batch_sharding, compiler_options
+from lm.sharding import batch_sharding
 from lm.tasks.base import Batch, Sums, Task, hidden_of
 from lm.text.tokenizer import Tokenizer
 

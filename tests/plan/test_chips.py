@@ -3,8 +3,8 @@
 import pytest
 
 from lm.errors import UserError
+from lm.hardware import PEAK_FLOPS
 from lm.plan.chips import CHIPS, parse_topology
-from lm.sharding import PEAK_FLOPS
 
 
 @pytest.mark.parametrize(
