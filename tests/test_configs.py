@@ -53,14 +53,14 @@ def test_a_config_is_a_lab_note_and_an_experiment(path: Path):
 
 # Parameters: of a config's own model with its tokenizer's vocabulary, or as published.
 PARAMETERS = {
-    "gpt2_small": 124_439_808 + 47 * 768,  # Radford et al. 2019, and the rows that fill up the table
+    "gpt2_small_owt": 124_439_808 + 47 * 768,  # Radford et al. 2019, and the rows that fill up the table
     "llama_1b": 1_100_048_384,  # arXiv:2401.02385
     "llama_7b": 6_738_415_616,  # arXiv:2302.13971
     "llama_7b_h200": 6_738_415_616,
     "llama_70b": 68_976_648_192,  # arXiv:2307.09288
 }
 FLOPS = {  # that the notes tell
-    "gpt2_small": 2.5e20,
+    "gpt2_small_owt": 2.5e20,
     "llama_1b": 1.6e20,
     "llama_7b": 5.8e21,
     "llama_7b_h200": 4.3e20,

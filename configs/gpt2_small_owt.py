@@ -1,7 +1,7 @@
 """GPT-2 small, 124M parameters, from scratch on OpenWebText, with the batch and schedule of nanoGPT.
 
-    lm train configs/gpt2_small.py --run runs/gpt2_small                          (eight GPUs)
-    lm train configs/gpt2_small.py --run runs/gpt2_small --train.accumulate 40    (one GPU)
+    lm train configs/gpt2_small_owt.py --run runs/gpt2_small_owt                          (eight GPUs)
+    lm train configs/gpt2_small_owt.py --run runs/gpt2_small_owt --train.accumulate 40    (one GPU)
 
 Text is read from data/openwebtext/*.jsonl.gz below the working directory, the document in the field "text"; any other
 source will do (--data.source). The vocabulary is a byte-level BPE of GPT-2's size, trained on the text itself; where
