@@ -2,11 +2,13 @@
 
 import csv
 import dataclasses
+import gzip
 import itertools
 import json
 import math
 import re
 import runpy
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,9 +23,13 @@ from lm import run as runs
 from lm import tree
 from lm.cli import main
 from lm.config import Experiment
+from lm.data.config import MixtureConfig
 from lm.data.manifest import Manifest, load_manifest
+from lm.data.mixture import open_mixture
 from lm.data.prepare import prepare
 from lm.data.store import DatasetStore
+from lm.errors import UserError
+from lm.hardware import PEAK_FLOPS
 from lm.models.transformer import Transformer, flops_per_token
 from lm.optim import make_optimizer, make_schedule
 from lm.text.tokenizer import load_tokenizer
@@ -93,6 +99,71 @@ def test_a_config_too_large_to_run_here_builds_abstractly(name: str):
         lambda x: (x.shape, x.dtype), program.target
     )
     assert {x.shape for x in jax.tree.leaves(report)} == {()}
+
+
+def test_the_cost_of_llama_7b_follows_from_its_operations():
+    """The table of chip-hours: operations by 0.4 of the peak that `lm.hardware` knows."""
+    note = configs.describe(REPOSITORY / "configs" / "llama_7b.py")
+    per_token = flops_per_token(configs.load_file(REPOSITORY / "configs" / "llama_7b.py").model, 2048)
+    rows = re.findall(r"^\| ([\d,]+) billion \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", note, re.M)
+    assert len(rows) == 2
+    for row in rows:
+        billions, *hours = (float(cell.replace(",", "")) for cell in row)
+        for kind, told in zip(("NVIDIA H100 80GB HBM3", "TPU v5", "NVIDIA A100"), hours, strict=True):
+            reckoned = billions * 1e9 * per_token / (0.4 * PEAK_FLOPS[kind] * 3600)
+            assert told == pytest.approx(reckoned, rel=0.005), (kind, billions)
+
+
+TEXT = {"en": "the river runs past the old mill and under the bridge ", "zh": "河水流过旧磨坊，从桥下穿过。"}
+
+
+@pytest.fixture
+def pretraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[list[str]]]:
+    """A folder with text of each kind that configs/llama_7b.py names; its commands: tokenizer, preparations."""
+    monkeypatch.chdir(tmp_path)
+    note = configs.describe(REPOSITORY / "configs" / "llama_7b.py").replace("\\\n", " ")
+    (names,) = re.findall(r"for name in (.*); do", note)
+    (tokenizer,) = re.findall(r"lm (tokenizer train .*)", note)
+    (prepare,) = re.findall(r"lm (prepare .*)", note)
+    for name in names.split():
+        folder = tmp_path / "data" / "llama_7b" / name
+        folder.mkdir(parents=True)
+        texts = [f"{name} {i}: " + TEXT["zh" if name.endswith("zh") else "en"] * 4 for i in range(12)]
+        lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+        (folder / "0000.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    return shlex.split(tokenizer), [shlex.split(prepare.replace("$name", name)) for name in names.split()]
+
+
+def test_the_datasets_of_llama_7b_come_together(pretraining: tuple[list[str], list[list[str]]]):
+    """The commands of the note, on a little text; then the config takes the mixture, in its shares."""
+    train_tokenizer, preparations = pretraining
+    assert main([*train_tokenizer, "--vocab-size", "300"]) == 0
+    config = REPOSITORY / "configs" / "llama_7b.py"
+    planned = configs.load_file(config)
+    assert planned.data.mixture == MixtureConfig(), "nothing is prepared"
+    for number, command in enumerate(preparations):
+        if number:  # each is missed until it is there
+            with pytest.raises(UserError, match=f"no dataset in datasets/llama_7b/{command[6]}"):
+                configs.load_file(config)
+        assert main([*command, "--data.validation-fraction", "0.2"]) == 0
+    experiment = configs.load_file(config)
+    mixture = experiment.data.mixture
+    assert [name.split("/")[2] for name in mixture.datasets] == [command[6] for command in preparations]
+    assert sum(mixture.weights) == 100
+    assert mixture.weights[0] == 44
+    runs.check_experiment(experiment)
+    # Of five thousand rows, as many as the rarest share needs for a hundred, each dataset has its share exactly.
+    mixed = open_mixture(mixture).store("train")
+    order = mixed.order([10] * len(mixture.datasets), batch_size=1, seed=0)
+    assert order.counts(5000) == [50 * share for share in mixture.weights]
+    note = configs.describe(config)
+    shares = [cells.split(",") for cells in re.findall(r"^\| [a-z_, ]+ \| ([\d., ]+) \|", note, re.M)]
+    assert [float(share) for cells in shares for share in cells] == list(mixture.weights)
+    assert configs.load_file(config.with_name("llama_7b_h200.py")).data.mixture == MixtureConfig()
+    # A second preparation of other settings: which of the two is meant cannot be told.
+    assert main([*preparations[0], "--data.validation-fraction", "0.3"]) == 0
+    with pytest.raises(UserError, match="2 datasets in datasets/llama_7b/web_en; keep the one"):
+        configs.load_file(config)
 
 
 @pytest.mark.slow
