@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm import metrics
 from lm.hardware import compiler_options
 from lm.models.transformer import Transformer
-from lm.sharding import batch_sharding
+from lm.sharding import DEFAULT_RULES, Rules, batch_sharding, ruled
 from lm.tasks import Task
 
 # What a step gives back: name -> sum over the batch, and where errors are wanted "rows": name -> each row's sum, [B].
@@ -26,14 +26,16 @@ def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arr
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
-def make_eval_step(model: Transformer, task: Task, mesh: Mesh, param_shardings: Any) -> EvalStep:
+def make_eval_step(
+    model: Transformer, task: Task, mesh: Mesh, param_shardings: Any, rules: Rules = DEFAULT_RULES
+) -> EvalStep:
     """A jitted `(params, batch) -> sums`; no dropout."""
 
     def step(params: Any, batch: dict[str, jax.Array]) -> EvalSums:
         return task.loss(model, params, batch, None)[1]
 
     return jax.jit(
-        step,
+        ruled(step, rules),
         in_shardings=(param_shardings, batch_sharding(mesh)),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
         compiler_options=compiler_options(mesh),

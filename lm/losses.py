@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lm.sharding import constrain, ways
+
 Array = jax.Array
 Sums = dict[str, Array]
 
@@ -117,18 +119,24 @@ def chunked(head_loss: HeadLoss, params: Any, hidden: Array, targets: Array, wei
       hidden: `[B, T, D]`.
       targets: int32 `[B, T]`.
       weights: float32 `[B, T]`.
-      chunk: tokens of each row per piece; a last, shorter piece is padded with weight 0.
+      chunk: tokens of each row per piece, rounded up to a multiple of the devices that share a row; a last, shorter
+        piece is padded with weight 0.
 
     Returns:
       What `head_loss` returns.
     """
     T = hidden.shape[1]
-    n = -(-T // chunk)
+    # Where devices share the tokens of a row, each piece takes some from every device, so that all work on it.
+    shares = ways("length") if T % ways("length") == 0 else 1
+    own, size = T // shares, -(-chunk // shares)
+    n = -(-own // size)
 
     def pieces(x: Array) -> Array:
         """`[B, T, ...]` to `[n, B, chunk, ...]`: cut along time, so that rows stay on their devices."""
-        x = jnp.pad(x, [(0, 0), (0, n * chunk - T)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], n, chunk, *x.shape[2:]), 1, 0)
+        x = x.reshape(x.shape[0], shares, own, *x.shape[2:])
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, n * size - own)] + [(0, 0)] * (x.ndim - 3))
+        x = jnp.moveaxis(x.reshape(x.shape[0], shares, n, size, *x.shape[3:]), 2, 0)
+        return constrain(x.reshape(n, x.shape[1], shares * size, *x.shape[4:]), None, "batch", "length")
 
     return _sum_pieces(head_loss, params, pieces(hidden), pieces(targets), pieces(weights))
 

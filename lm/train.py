@@ -22,7 +22,7 @@ from lm.evaluate import make_eval_step
 from lm.hardware import compiler_options
 from lm.models.transformer import ModelConfig, Transformer
 from lm.optim import Freeze, OptimConfig, freezing
-from lm.sharding import batch_sharding, parameter_shardings, shardings_like
+from lm.sharding import DEFAULT_RULES, Rules, batch_sharding, parameter_shardings, ruled, shardings_like
 from lm.tasks import Task
 
 Array = jax.Array
@@ -150,10 +150,10 @@ def random_key(seed: int, purpose: int, step: int | Array = 0) -> Array:
 
 
 @functools.lru_cache(maxsize=4)  # tracing a deep model takes seconds, and three places of a start ask for it
-def abstract_params(model: Transformer, mesh: Mesh) -> tuple[Any, Any]:
+def abstract_params(model: Transformer, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> tuple[Any, Any]:
     """Shapes and dtypes of the parameters, and their shardings."""
     boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return nn.unbox(boxed), parameter_shardings(boxed, mesh)
+    return nn.unbox(boxed), parameter_shardings(boxed, mesh, rules)
 
 
 def make_init(
@@ -402,6 +402,7 @@ def make_program(
     config: TrainConfig,
     mesh: Mesh,
     freeze: Freeze | None = None,
+    rules: Rules = DEFAULT_RULES,
 ) -> Program:
     """Jits initialisation, step and evaluation with explicit layouts: the state is born sharded.
 
@@ -413,6 +414,7 @@ def make_program(
       config: length and batch.
       mesh: the mesh.
       freeze: what is frozen; None = nothing.
+      rules: which logical axes lie on which mesh axes.
     """
     if freeze is None:
         freeze = freezing(OptimConfig(), abstract_params(model, mesh)[0])
@@ -420,11 +422,11 @@ def make_program(
     segmented = Transformer(model.config, lower=freeze.lower)
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(make_state)
-    params, param_shardings = abstract_params(segmented, mesh)
+    params, param_shardings = abstract_params(segmented, mesh, rules)
     shardings = shardings_like(shapes, params, param_shardings, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     train_step = jax.jit(
-        make_train_step(segmented, task, tx, schedule, config, freeze),
+        ruled(make_train_step(segmented, task, tx, schedule, config, freeze), rules),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, whole),
         donate_argnums=0,
@@ -437,12 +439,12 @@ def make_program(
     return Program(
         mesh=mesh,
         target=jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings),
-        storage=make_storage(freeze, shapes, shardings, *abstract_params(model, mesh)),
+        storage=make_storage(freeze, shapes, shardings, *abstract_params(model, mesh, rules)),
         init=jax.jit(make_state, out_shardings=shardings),
         # Parameters that stay as they are keep their memory; of stacks that are cut there is nothing to keep.
         begin=jax.jit(begin, out_shardings=shardings, donate_argnums=() if freeze.lower else 0),
         train_step=train_step,
-        eval_step=make_eval_step(segmented, task, mesh, param_shardings),
+        eval_step=make_eval_step(segmented, task, mesh, param_shardings, rules),
         summarise=task.summarise,
         flops_not_needed=functools.partial(flops_not_needed, model.config, freeze, abstract_params(model, mesh)[0]),
         evaluated=lambda state: freeze.joined(state.params if state.ema is None else state.ema, state.frozen),

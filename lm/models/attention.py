@@ -117,7 +117,7 @@ def probabilities(
     """
     query, key, _ = heads_first(query, key, key)
     B, K, G, T, _ = query.shape
-    scores = _scores(query, key, mask, bias, scale, softcap)
+    scores = masked_scores(query, key, mask, bias, scale, softcap)
     weights = jax.nn.softmax(scores, axis=-1).reshape(B, K * G, T, key.shape[2])
     return weights if mask is None else jnp.where(mask[:, None], weights, 0.0)
 
@@ -243,7 +243,9 @@ def heads_last(out: Array) -> Array:
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
 
 
-def _scores(query: Array, key: Array, mask: Array | None, bias: Array | None, scale: bool, softcap: float) -> Array:
+def masked_scores(
+    query: Array, key: Array, mask: Array | None, bias: Array | None, scale: bool, softcap: float
+) -> Array:
     """Float32 scores `[B, K, G, T, S]` of `[B, K, G, T, H]` and `[B, K, S, H]`, far below all others where masked."""
     B, K, G, T, H = query.shape
     S = key.shape[2]
@@ -277,7 +279,7 @@ def attend(
     """`softmax_attention` with heads first: `[B, K, G, T, H]` and `[B, K, S, H]` twice to `[B, K, G, T, H]`."""
     B, K, G, T, H = query.shape
     S = key.shape[2]
-    scores = _scores(query, key, mask, bias, scale, softcap)
+    scores = masked_scores(query, key, mask, bias, scale, softcap)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     if dropout_rate > 0.0 and dropout_key is not None:

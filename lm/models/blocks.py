@@ -2,13 +2,14 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from lm.models import attention
+from lm.models import attention, split_attention
 from lm.models.config import ModelConfig
 from lm.models.layers import Adapter, Dense, Initializer, Mlp, Norm, project_together, rotate
 from lm.models.lora import OFF, LoraConfig
@@ -39,6 +40,8 @@ class Context:
     """`[B, S, D]`, what an encoder made; None without one, or where the cache holds its keys and values."""
     source_segments: Array | None = None
     """int32 `[B, S]`, 0 = padding; None = a source without padding that all tokens may see."""
+    balanced: bool = struct.field(pytree_node=False, default=False)
+    """Whether tokens lie in the order of `lm.models.split_attention`; so does all that is of tokens here."""
 
 
 class Attention(nn.Module):
@@ -99,6 +102,7 @@ class Attention(nn.Module):
         Returns:
           `[B, T, D]`, and the cache with the new keys and values.
         """
+        x = constrain(x, "batch", "length", None)
         query, key, value = project_together(x, self.query, self.key, self.value, deterministic=deterministic)
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
@@ -112,26 +116,31 @@ class Attention(nn.Module):
         prefix = c.prefix if self.mask == "prefix" else None
         if cache is None:
             causal = self.mask != "bidirectional"
-            out = attention.self_attention(
-                query,
-                key,
-                value,
-                implementation=self.implementation,
-                causal=causal,
-                window=self.window,
-                segments=c.segments,
-                prefix=prefix,
-                distance_bias=c.distance_bias,
-                scale=self.scale,
-                softcap=self.softcap,
-                dropout_rate=self.dropout_rate,
-                dropout_key=self._dropout_key(deterministic),
-            )
             T = x.shape[1]
+            scores: dict[str, Any] = {"window": self.window, "scale": self.scale, "softcap": self.softcap}
+            rest: dict[str, Any] = {
+                "causal": causal,
+                "prefix": prefix,
+                "distance_bias": c.distance_bias,
+                "dropout_rate": self.dropout_rate,
+                "dropout_key": self._dropout_key(deterministic),
+            }
+            if c.balanced:
+                out = split_attention.balanced_attention(query, key, value, segments=c.segments, **scores)
+            elif split_attention.parts(T) > 1:
+                out = split_attention.gathered_attention(query, key, value, segments=c.segments, **scores, **rest)
+            else:
+                out = attention.self_attention(
+                    query, key, value, implementation=self.implementation, segments=c.segments, **scores, **rest
+                )
+            segments = c.segments
+            if c.balanced and self.is_mutable_collection(INTERMEDIATES):
+                query, key = split_attention.restore(query), split_attention.restore(key)
+                segments = None if segments is None else split_attention.restore(segments)
             self._capture(
                 query,
                 key,
-                lambda: attention.self_mask(T, causal=causal, window=self.window, segments=c.segments, prefix=prefix),
+                lambda: attention.self_mask(T, causal=causal, window=self.window, segments=segments, prefix=prefix),
                 None if c.distance_bias is None else attention.spread(c.distance_bias, T),
             )
         else:
@@ -168,6 +177,7 @@ class Attention(nn.Module):
 
     def to_source(self, x: Array, cache: dict[str, Array] | None, context: Context, deterministic: bool) -> Array:
         """Attends from `x` `[B, T, D]` to the source, or to its keys and values in the cache; `[B, T, D]`."""
+        x = constrain(x, "batch", "length", None)
         query = self.query(x, deterministic)
         if self.qk_norm:
             query = self.query_norm(query)
@@ -180,17 +190,21 @@ class Attention(nn.Module):
             return self.out(out if mask is None else attention.only_where_seen(out, mask))
         assert context.source is not None
         key, value = self.keys_and_values(context.source, deterministic)
-        out = attention.cross_attention(
-            query,
-            key,
-            value,
-            mask,
-            implementation=self.implementation,
-            scale=self.scale,
-            softcap=self.softcap,
-            dropout_rate=self.dropout_rate,
-            dropout_key=self._dropout_key(deterministic),
-        )
+        options: dict[str, Any] = {
+            "scale": self.scale,
+            "softcap": self.softcap,
+            "dropout_rate": self.dropout_rate,
+            "dropout_key": self._dropout_key(deterministic),
+        }
+        if split_attention.parts(x.shape[1]) > 1:
+            of_rows, of_source = context.segments, context.source_segments
+            out = split_attention.cross_attention(query, key, value, of_rows, of_source, **options)
+        else:
+            out = attention.cross_attention(query, key, value, mask, implementation=self.implementation, **options)
+        if context.balanced and self.is_mutable_collection(INTERMEDIATES):
+            query = split_attention.restore(query)
+            segments = None if context.segments is None else split_attention.restore(context.segments)
+            mask = attention.source_mask(segments, context.source_segments)
         self._capture(query, key, lambda: mask, None)
         return self.out(out, deterministic)
 
@@ -279,17 +293,19 @@ class Block(nn.Module):
             """The hook for adapters: what a part of the block adds to the residual stream, just before it does."""
             return Adapter(c.adapter_dim, kernel_init, dtype, name=name)(y) if c.adapter_dim else y
 
+        def residual(x: Array) -> Array:
+            return constrain(x, "batch", "residual_length", "activation_embed")
+
         y, cache = attend(attention_norm(x) if pre else x, cache, context, deterministic)
         y = adapted(drop(y), "attention_adapter")
-        x = x + y if pre else attention_norm(x + y)
+        x = residual(x + y if pre else attention_norm(x + y))
         if c.encoder_layers and not self.encoder:
             to_source = make_attention(c, name="cross_attention").to_source
             cross_norm = norm(name="cross_norm")
             y = drop(to_source(cross_norm(x) if pre else x, cache, context, deterministic))
-            x = x + y if pre else cross_norm(x + y)
+            x = residual(x + y if pre else cross_norm(x + y))
         y = adapted(drop(mlp(mlp_norm(x) if pre else x, deterministic)), "mlp_adapter")
-        x = x + y if pre else mlp_norm(x + y)
-        x = constrain(x, "batch", "length", "activation_embed")
+        x = residual(x + y if pre else mlp_norm(x + y))
         if self.is_mutable_collection(INTERMEDIATES):
-            self.put_variable(INTERMEDIATES, "hidden", x)
+            self.put_variable(INTERMEDIATES, "hidden", split_attention.restore(x) if context.balanced else x)
         return x, cache

@@ -145,8 +145,9 @@ class ModelConfig:
     """Of matrix products and activations; softmax, norms and loss stay in float32."""
     param_dtype: Float = "float32"
     """Of the parameters."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass computes again: nothing, all but matrix products, or each whole layer."""
+    remat: Literal["none", "dots", "offload", "full"] = "none"
+    """What the backward pass computes again: nothing, all but matrix products, or each whole layer; offload = as dots,
+    with the products kept in the host's memory until then."""
     unroll: int = 0
     """Layers per loop iteration, 0 = all: more runs faster and compiles slower; changes no name, shape or value."""
 

@@ -51,7 +51,7 @@ class Weights:
 
 
 def project(rows: Array, weights: Weights, low_rank_rows: Array) -> Array:
-    """`rows @ kernel + bias`, and with a low-rank term `low_rank_rows @ A @ B`: `[rows, in]` twice to `[rows, out]`."""
+    """`rows @ kernel + bias`, and with a low-rank term `low_rank_rows @ A @ B`: `[..., in]` twice to `[..., out]`."""
     y = rows @ weights.kernel
     if weights.bias is not None:
         y = y + weights.bias
@@ -59,11 +59,21 @@ def project(rows: Array, weights: Weights, low_rank_rows: Array) -> Array:
 
 
 def add_low_rank(y: Array, weights: Weights, rows: Array) -> Array:
-    """`y` `[rows, out]` and what the low-rank term, if there is one, makes of `rows` `[rows, in]`."""
+    """`y` `[..., out]` and what the low-rank term, if there is one, makes of `rows` `[..., in]`."""
     if weights.low_rank is None:
         return y
     a, b = weights.low_rank
     return y + (rows @ a) @ b
+
+
+def as_rows(x: Array, n_in: int = 1) -> Array:
+    """`[..., *in]` with its trailing `n_in` axes as one, and all others as one too: `[rows, in]`.
+
+    Where the length is split over devices the others stay: rows of a batch and parts of them, joined to one axis, are
+    in no order that devices could share.
+    """
+    lead, width = x.shape[:-n_in], math.prod(x.shape[-n_in:])
+    return x.reshape(*(lead if is_split("residual_length") else (math.prod(lead),)), width)
 
 
 class Dense(nn.Module):
@@ -115,7 +125,7 @@ class Dense(nn.Module):
         """`[..., *in]` to `[..., *features]`."""
         lead, in_shape = x.shape[: -self.n_in], x.shape[-self.n_in :]
         weights = self.weights(in_shape)
-        rows = x.astype(self.dtype).reshape(math.prod(lead), math.prod(in_shape))
+        rows = as_rows(x.astype(self.dtype), self.n_in)
         y = project(rows, weights, self.low_rank_rows(rows, deterministic))
         return y.reshape(*lead, *self.features)
 
@@ -142,14 +152,14 @@ def project_together(x: Array, *projections: Dense, deterministic: bool = True) 
         return [projection(x, deterministic) for projection in projections]
     weights = [projection.weights(x.shape[-1:]) for projection in projections]
     first = projections[0]
-    rows = x.astype(first.dtype).reshape(-1, x.shape[-1])
+    rows = as_rows(x.astype(first.dtype))
     y = rows @ jnp.concatenate([one.kernel for one in weights], axis=1)
     if first.use_bias:
         y = y + jnp.concatenate([one.bias for one in weights if one.bias is not None])
     ends = itertools.accumulate(one.kernel.shape[1] for one in weights)
     parts = [
         add_low_rank(part, one, projection.low_rank_rows(rows, deterministic))
-        for part, one, projection in zip(jnp.split(y, list(ends)[:-1], axis=1), weights, projections)
+        for part, one, projection in zip(jnp.split(y, list(ends)[:-1], axis=-1), weights, projections)
     ]
     return [part.reshape(*x.shape[:-1], *projection.features) for part, projection in zip(parts, projections)]
 
@@ -209,8 +219,7 @@ class Embed(nn.Module):
 
 def scores(x: Array, kernel: Array) -> Array:
     """`[..., D] @ [D, V]`, operands in their own dtype, accumulated and returned in float32."""
-    rows = x.reshape(-1, x.shape[-1])
-    out = jax.lax.dot(rows, kernel, preferred_element_type=jnp.float32)
+    out = jnp.matmul(as_rows(x), kernel, preferred_element_type=jnp.float32)
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -246,6 +255,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array, deterministic: bool = True) -> Array:
         """`[B, T, D]` to `[B, T, D]`."""
+
+        x = constrain(x, "batch", "length", None)
 
         def dense(name: str, x: Array, features: int, axes: tuple[str, str], init: Initializer) -> Array:
             lora = self.lora.at(f"{self.path}/{name}")

@@ -12,6 +12,7 @@ from lm.models.blocks import INTERMEDIATES, Block, Context, make_attention
 from lm.models.config import ModelConfig
 from lm.models.heads import Bias, Classifier, HeadTransform, pool
 from lm.models.layers import GATED, Dense, Embed, Head, Norm, RelativeBias, rotary_angles, sinusoidal, stretched
+from lm.models.split_attention import balance, can_balance, restore
 from lm.sharding import constrain
 
 __all__ = [
@@ -25,7 +26,11 @@ __all__ = [
 
 Array = jax.Array
 
-REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "full": None,
+}
 
 
 class Transformer(nn.Module):
@@ -133,7 +138,8 @@ class Transformer(nn.Module):
         if "encoder_layers" in dict(self.lower):
             x, _ = self.lower_encoder_layers(x, None, context, deterministic)
         x, _ = self.encoder_layers(x, None, context, deterministic)
-        return self.encoder_norm(x) if self.config.norm_place == "pre" else x
+        x = self.encoder_norm(x) if self.config.norm_place == "pre" else x
+        return constrain(x, "batch", "length", None)
 
     def hidden(
         self,
@@ -196,11 +202,23 @@ class Transformer(nn.Module):
             source_segments=source_segments,
             cache_at=cache_at,
         )
+        dropped = c.attention_dropout > 0 and not deterministic
+        plain = c.mask == "causal" and context.distance_bias is None and not dropped and cache is None
+        if plain and can_balance(x.shape[1]):
+            x = balance(x)
+            context = dataclasses.replace(
+                context,
+                segments=None if segments is None else balance(segments),
+                angles=None if context.angles is None else jax.tree.map(balance, context.angles),
+                balanced=True,
+            )
         if "layers" in dict(self.lower):
             check(cache is None, "a model with layers apart (Transformer.lower) doesn't decode; join them first")
             x, _ = self.lower_layers(x, None, context, deterministic)
         x, cache = self.layers(x, cache, context, deterministic)
-        return self.normed(x[:, prompted:]), cache
+        if context.balanced:
+            x = restore(x)
+        return constrain(self.normed(x[:, prompted:]), "batch", "length", None), cache
 
     def embedded(
         self,
@@ -266,7 +284,7 @@ class Transformer(nn.Module):
         if c.embedding_norm:
             x = (self.encoder_embedding_norm if encoder else self.embedding_norm)(x)
         x = (self.encoder_embedding_drop if encoder else self.embedding_drop)(x, deterministic=deterministic)
-        return constrain(x, "batch", "length", "activation_embed"), context
+        return constrain(x, "batch", "residual_length", "activation_embed"), context
 
     def _scaled(self, rates: Array) -> Array:
         """Rotary rates as `rope_scaling` has them: float32 `[H/2]` to the same."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from lm.errors import UserError, check
 from lm.plan.chips import Topology
 from lm.plan.hlo import Collective, Program
 from lm.plan.job import Job
-from lm.sharding import MeshConfig, make_mesh
+from lm.sharding import make_mesh
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -96,7 +97,8 @@ def compile_step(job: Job, topology: Topology, sizes: Mapping[str, int]) -> Comp
       topology: of TPUs, or of fake devices of this machine.
       sizes: of the mesh's axes.
     """
-    mesh = make_mesh(MeshConfig(**sizes), devices_of(topology))
+    axes: dict[str, Any] = dict(sizes)
+    mesh = make_mesh(dataclasses.replace(job.experiment.mesh, devices=None, **axes), devices_of(topology))
     lowered = job.lowered(mesh)
     try:
         compiled = lowered.compile()

@@ -109,7 +109,7 @@ class Job:
         schedule = make_schedule(experiment.optim, self.steps or _STEPS_OF_EPOCHS)
         tx = make_optimizer(experiment.optim, schedule, params)
         freeze = freezing(experiment.optim, params)
-        return make_program(model, self.task, tx, schedule, self.train, mesh, freeze)
+        return make_program(model, self.task, tx, schedule, self.train, mesh, freeze, experiment.mesh.rules)
 
     def lowered(self, mesh: Mesh) -> Any:
         """The train step of the run, lowered (`jax.stages.Lowered`) from shapes alone."""
@@ -198,41 +198,6 @@ def batch_shapes(experiment: Experiment, model: ModelConfig, rows: int) -> dict[
         length = () if name.startswith("label") else (source_len if name.startswith("source_") else seq_len,)
         found[name] = jax.ShapeDtypeStruct((rows, *length), jnp.float32 if name in _FLOATS else jnp.int32)
     return found
-
-
-def sizes_of_mesh(config: MeshConfig, devices: int) -> dict[str, int]:
-    """Sizes of the mesh's axes over so many devices, as `lm.sharding.make_mesh` has them.
-
-    Raises:
-      UserError: the axes do not multiply to the number of devices.
-    """
-    asked = [getattr(config, axis) for axis in MESH_AXES]
-    check(
-        asked.count(-1) <= 1 and all(size == -1 or size >= 1 for size in asked),
-        f"mesh has {_shown(asked)}; each axis is 1 or more, and at most one is -1 (the rest)",
-    )
-    known = math.prod(size for size in asked if size != -1)
-    rest = devices // known if -1 in asked else 1
-    check(
-        known * rest == devices,
-        f"mesh {_shown(asked)} does not fit the {devices} devices of the topology; make the product {devices}, or set"
-        " one axis to -1",
-    )
-    return {axis: size if size != -1 else rest for axis, size in zip(MESH_AXES, asked)}
-
-
-def _shown(sizes: list[int]) -> str:
-    return ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes))
-
-
-def check_rows(train: TrainConfig, sizes: Mapping[str, int]) -> None:
-    """Raises UserError unless rows divide evenly over accumulation steps and devices."""
-    rows = rows_apart(sizes)
-    check(
-        train.batch_size % (rows * train.accumulate) == 0,
-        f"train.batch_size {train.batch_size} is not a multiple of {rows * train.accumulate} (mesh data x fsdp ="
-        f" {rows}, train.accumulate = {train.accumulate}); change one of them",
-    )
 
 
 def rows_apart(sizes: Mapping[str, int]) -> int:

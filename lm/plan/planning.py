@@ -16,9 +16,11 @@ from lm.plan.analytic import Estimate, estimate, state_bytes
 from lm.plan.chips import Topology
 from lm.plan.compiled import Compiled, TooLarge, compile_step
 from lm.plan.hlo import Collective
-from lm.plan.job import Job, bytes_of, check_rows, make_job, one_device, rows_apart, sizes_of_mesh
+from lm.plan.job import Job, bytes_of, make_job, one_device, rows_apart
 from lm.plan.operations import product_flops
 from lm.plan.roofline import Times, step_times
+from lm.run.training import check_shares
+from lm.sharding import sizes_of_axes
 
 _DAY = 86400
 
@@ -188,9 +190,9 @@ def plan_run(
       UserError: settings, mesh or batch that a run would refuse as well.
     """
     job = checked_job(experiment, topology)
-    sizes = sizes_of_mesh(experiment.mesh, topology.devices)
+    sizes = sizes_of_axes(experiment.mesh, topology.devices, f"the {topology.devices} devices of the topology")
     job, notes = fitted(job, sizes)
-    check_rows(job.train, sizes)
+    check_shares(job.experiment, sizes)
     check(
         how != "yes" or topology.platform != "gpu",
         f"topology {topology.name}: nothing compiles for GPUs that are not here; leave --compile at auto",

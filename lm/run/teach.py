@@ -64,7 +64,7 @@ def teach(
     top_k = min(DEFAULT_TOP_K, most) if top_k is None else top_k
     check(1 <= top_k <= most, f"top-k is {top_k}, and there are {most} to choose from; give a number from 1 to that")
     rows = batch_size or experiment.train.batch_size
-    check_batch(devices, rows, 1)
+    check_batch(devices.shape, rows, 1)
     run = RunDirectory.open(path)
     check_has_dataset(run)
     dataset = dataset_of(run, experiment)

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from lm.records import RunDirectory, differences, environment
 from lm.run.begin import begun, check_parent, tuned_rates, with_parent
 from lm.run.datasets import AnyDataset, check_has_dataset, dataset_of, described, maker, prepared, split_batches
 from lm.run.use import choose_checkpoint, load, load_experiment
-from lm.sharding import check_batch, make_mesh, process_rows
+from lm.sharding import check_batch, check_length, make_mesh, process_rows
 from lm.tasks import Task
 from lm.tasks.distillation import Distilled, check_lessons, check_teacher, make_teacher
 from lm.text.tokenizer import TokenizerConfig, check_tokenizer_config, is_trained, train_tokenizer
@@ -60,10 +60,21 @@ FREE_ON_RESUME = (
 )
 
 
+def check_shares(experiment: Experiment, sizes: Mapping[str, int]) -> None:
+    """Raises UserError unless rows and their tokens divide evenly over a mesh whose axes have such sizes."""
+    model, train = experiment.model, experiment.train
+    check_batch(sizes, train.batch_size, train.accumulate)
+    seq_len, source_len = experiment.task.lengths(experiment.data)
+    prompt = " with model.prompt_len" if model.prompt_len else ""
+    check_length(sizes, seq_len + model.prompt_len, model.mask == "causal", f"the length of a row{prompt}")
+    if model.encoder_layers:
+        check_length(sizes, source_len, False, "the length of a source")
+
+
 def check_experiment(experiment: Experiment) -> Mesh:
     """Everything that can be told wrong before text is read or a file is written; returns the mesh."""
     mesh = make_mesh(experiment.mesh)
-    check_batch(mesh, experiment.train.batch_size, experiment.train.accumulate)
+    check_shares(experiment, mesh.shape)
     model, data, tokenizer, task = experiment.model, experiment.data, experiment.tokenizer, experiment.task
     loader.check_loader_config(data)
     task.check(model, data)
@@ -332,7 +343,8 @@ class _Parts:
         schedule = make_schedule(experiment.optim, total)
         params, _ = abstract_params(model, mesh)
         tx = make_optimizer(experiment.optim, schedule, params)
-        program = make_program(model, task, tx, schedule, train, mesh, freezing(experiment.optim, params))
+        freeze = freezing(experiment.optim, params)
+        program = make_program(model, task, tx, schedule, train, mesh, freeze, experiment.mesh.rules)
         if experiment.init_from.run is not None:
             first = functools.partial(begun, program, experiment, dataset.tokenizer, mesh, reporter.message)
             program = dataclasses.replace(program, init=first)

@@ -14,9 +14,9 @@ from lm.models.presets import llama
 from lm.plan.analytic import attention_kernel, estimate, local_bytes, state_bytes
 from lm.plan.chips import CHIPS, parse_topology
 from lm.plan.compiled import Compiled, compile_step
-from lm.plan.job import Job, make_job, sizes_of_mesh
+from lm.plan.job import Job, make_job
 from lm.plan.planning import with_settings
-from lm.sharding import MeshConfig, make_mesh
+from lm.sharding import MeshConfig, make_mesh, sizes_of_axes
 from lm.tasks.causal_lm import CausalLM
 from lm.text.tokenizer import TokenizerConfig
 from lm.train import TrainConfig
@@ -37,7 +37,7 @@ def job(platform: str = "cpu", train: dict[str, Any] | None = None, loss_chunk: 
 
 
 def mesh_of(**axes: int) -> dict[str, int]:
-    return sizes_of_mesh(MeshConfig(**({"data": 1} | axes)), 8)
+    return sizes_of_axes(MeshConfig(**({"data": 1} | axes)), 8, "8")
 
 
 @pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "fsdp": 4}, {"data": 8}])
@@ -100,7 +100,7 @@ def test_a_kernel_that_keeps_its_scores_needs_no_memory_for_them():
 )
 def test_within_ten_percent_of_what_is_compiled_for_tpus(topology: str, axes: dict[str, int], remat: Any):
     slice_ = parse_topology(topology)
-    sizes = sizes_of_mesh(MeshConfig(**({"data": 1} | axes)), slice_.devices)
+    sizes = sizes_of_axes(MeshConfig(**({"data": 1} | axes)), slice_.devices, "them")
     one = make_job(
         Experiment(
             model=llama("1b", compute_dtype="bfloat16", unroll=1, remat=remat),

@@ -8,13 +8,10 @@ import jax
 import pytest
 import small_runs
 
-from lm.config import Experiment
-from lm.data.config import DataConfig
 from lm.errors import UserError
 from lm.models.transformer import Transformer
-from lm.plan.job import batch_shapes, check_rows, make_job, sizes_of_mesh
+from lm.plan.job import batch_shapes, make_job
 from lm.run.datasets import maker, prepared
-from lm.sharding import MeshConfig
 from lm.tasks.distillation import DistillConfig
 from lm.train import abstract_params
 
@@ -90,29 +87,3 @@ def test_attention_is_that_of_the_platform_planned_for(tmp_path: Path) -> None:
     experiment = small_runs.experiment(tmp_path)
     assert make_job(experiment, "tpu").model.attention == "xla"
     assert make_job(experiment, "cpu").model.attention == experiment.model.attention == "auto"
-
-
-@pytest.mark.parametrize(
-    ("mesh", "sizes"),
-    [
-        (MeshConfig(), (64, 1, 1)),
-        (MeshConfig(data=1, fsdp=-1), (1, 64, 1)),
-        (MeshConfig(data=4, fsdp=8, tensor=2), (4, 8, 2)),
-    ],
-)
-def test_a_mesh_is_filled_up(mesh: MeshConfig, sizes: tuple[int, ...]) -> None:
-    assert tuple(sizes_of_mesh(mesh, 64).values()) == sizes
-
-
-@pytest.mark.parametrize(
-    "mesh", [MeshConfig(data=3), MeshConfig(data=-1, fsdp=-1), MeshConfig(fsdp=3), MeshConfig(tensor=0)]
-)
-def test_a_mesh_that_does_not_divide_is_told(mesh: MeshConfig) -> None:
-    with pytest.raises(UserError, match="mesh"):
-        sizes_of_mesh(mesh, 64)
-
-
-def test_rows_must_divide(tmp_path: Path) -> None:
-    train = Experiment(data=DataConfig()).train
-    with pytest.raises(UserError, match="not a multiple of 64"):
-        check_rows(train, {"data": 8, "fsdp": 8, "tensor": 1})
