@@ -59,8 +59,8 @@ up)
   ;;
 train)
   [ $# -ge 2 ] || usage
-  # All hosts start in the same second or so; Cloud TPU's metadata tells JAX who the others are.
-  on all "cd lm && nohup bash scripts/launch/train.sh $(printf '%q ' "$@")>> ~/lm.log 2>&1 < /dev/null &"
+  # All hosts start in the same second or so; each learns who the others are from Cloud TPU's metadata.
+  on all "cd lm && nohup bash scripts/launch/tpu_host.sh $(printf '%q ' "$@")>> ~/lm.log 2>&1 < /dev/null &"
   echo "started; next: bash scripts/launch/tpu_pod.sh logs $name"
   ;;
 logs) on 0 'tail -n 100 -F lm.log' ;;
