@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lm.errors import check
@@ -59,21 +60,41 @@ def capture(model: Transformer, params: Any, batch: Mapping[str, Any]) -> Captur
     )
 
     def read(params: Any, inputs: dict[str, Any]) -> Any:
-        _, found = model.apply({"params": params}, **inputs, mutable=[INTERMEDIATES], method=_hidden)
-        return found[INTERMEDIATES]
+        found = _intermediates(model, params, inputs)
+        attention = {"self": found["layers"]["attention"]["probabilities"]}
+        if model.config.encoder_layers:
+            attention["encoder"] = found["encoder_layers"]["attention"]["probabilities"]
+            attention["cross"] = found["layers"]["cross_attention"]["probabilities"]
+        return attention, _streams(model, found)
 
-    found = jax.device_get(jax.jit(read)(params, inputs))
+    attention, streams = jax.device_get(jax.jit(read)(params, inputs))
+    hidden, encoder_hidden = streams["layers"], streams.get("encoder_layers")
+    return Captured(attention=attention, hidden=hidden, encoder_hidden=encoder_hidden)
 
-    def stream(first: str, layers: str) -> np.ndarray:
-        return np.concatenate([found[first][None], found[layers]["hidden"]])
 
-    attention = {"self": found["layers"]["attention"]["probabilities"]}
-    encoder_hidden = None
-    if model.config.encoder_layers:
-        attention["encoder"] = found["encoder_layers"]["attention"]["probabilities"]
-        attention["cross"] = found["layers"]["cross_attention"]["probabilities"]
-        encoder_hidden = stream("encoder_embedded", "encoder_layers")
-    return Captured(attention=attention, hidden=stream("embedded", "layers"), encoder_hidden=encoder_hidden)
+def residual_stream(model: Transformer, params: Any, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """What goes from layer to layer, to be jitted, on any mesh.
+
+    Args:
+      model: the Transformer.
+      params: its parameters, without `nn.Partitioned` boxes.
+      inputs: arrays of a batch whose names stand in `READ`.
+
+    Returns:
+      `[L + 1, B, T, D]` in the compute dtype for each stack, `encoder_layers` and `layers`, tokens in their own order.
+    """
+    return _streams(model, _intermediates(model, params, inputs))
+
+
+def _intermediates(model: Transformer, params: Any, inputs: Mapping[str, Any]) -> Any:
+    _, found = model.apply({"params": params}, **inputs, mutable=[INTERMEDIATES], method=_hidden)
+    return found[INTERMEDIATES]
+
+
+def _streams(model: Transformer, found: Any) -> dict[str, jax.Array]:
+    firsts = {"encoder_layers": "encoder_embedded"} if model.config.encoder_layers else {}
+    firsts["layers"] = "embedded"
+    return {layers: jnp.concatenate([found[first][None], found[layers]["hidden"]]) for layers, first in firsts.items()}
 
 
 def _hidden(

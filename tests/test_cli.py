@@ -123,7 +123,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "heads do not divide the width": ([*TRAIN, "--model.n-heads", "3"], r"n_heads = 3 does not divide.*d_model = 16"),
     "mesh does not divide the devices": (
         [*TRAIN, "--mesh.devices", "None", "--mesh.tensor", "3"],
-        r"tensor 3 does not fit 8 device\(s\); make the product 8",
+        r"tensor 3 does not fit 8 device\(s\) \(mesh.devices uses fewer\); make the product 8",
     ),
     "more devices than there are": ([*TRAIN, "--mesh.devices", "9"], r"mesh\.devices is 9; this machine has 8"),
     "mesh does not divide the batch": (
@@ -207,7 +207,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "generate both prompts": (["generate", "done", "--prompt", "a", "--prompt-ids", "1"], r"--prompt-ids, not both"),
     "generate below zero": (["generate", "done", "--temperature", "-1"], r"temperature is -1\.0; it must be"),
     "generate beyond the context": (["generate", "done", "--prompt", "a" * 40], r"40.*32"),
-    "doctor with a bad mesh": (["doctor", "--mesh.tensor", "5"], r"tensor 5 does not fit 8 device\(s\); make"),
+    "doctor with a bad mesh": (["doctor", "--mesh.tensor", "5"], r"tensor 5 does not fit 8 device\(s\) \(mesh.devices uses fewer\); make"),
     "prepare no text": (["prepare", "--data.source", "text:nope"], r"'text:nope' matches no file"),
 }
 

@@ -34,6 +34,7 @@ LEVELS = {
     "lm.config": 6,
     "lm.run": 7,
     "lm.judge": 7,
+    "lm.equality": 7,
     "lm.console": 7,
     "lm.plots": 7,
     "lm.plan": 7,
@@ -126,8 +127,8 @@ def test_the_document_says_the_same():
     assert {name: said.get(name) for name in built} == {name: LEVELS[name] for name in built}
 
 
-# The parser of overrides, and what a run writes down of its surroundings.
-ALLOWED = {"lm.config": {"tyro.cli"}, "lm.records": {"os.environ", "sys.argv"}}
+# The parser of overrides, what a run writes down of its surroundings, and the flags of XLA that ours give way to.
+ALLOWED = {"lm.config": {"tyro.cli"}, "lm.records": {"os.environ", "sys.argv"}, "lm.hardware": {"os.environ"}}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if LEVELS.get(room(name), 8) < 8 and name != "lm"])

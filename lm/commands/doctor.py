@@ -51,7 +51,16 @@ EXTRAS = {
 
 
 def run(arguments: list[str]) -> int:
-    """`lm doctor [--mesh.fsdp 4 ...]`."""
+    """`lm doctor [--mesh.fsdp 4 ...]`, or `lm doctor --check-mesh CONFIG.py [settings]`."""
+    for at, argument in enumerate(arguments):
+        option, given, value = argument.partition("=")
+        if option.replace("_", "-") == "--check-mesh":
+            rest = arguments[at + 1 :]
+            value = value if given else (rest.pop(0) if rest else "")
+            check(value, "--check-mesh is given no config file; write `lm doctor --check-mesh CONFIG.py [settings]`")
+            from lm.commands import check_mesh
+
+            return check_mesh.run(Path(value), arguments[:at] + rest)
     rows = [("python", f"{platform.python_version()} on {platform.platform()}")]
     found = {package: _version(package, module or package) for package, module in REQUIRED.items()}
     missing = [package for package, version in found.items() if version is None]
@@ -80,6 +89,9 @@ def _with_devices(rows: list[tuple[str, str]], arguments: list[str]) -> int:
 
         mesh: MeshConfig = field(default_factory=MeshConfig)
         """The mesh to try."""
+        check_mesh: Path | None = None
+        """CONFIG.py, followed by any of its settings: train it for some steps on one device and on its mesh, of fake
+        devices or of real ones, and name the first layer that differs. See `lm doctor --check-mesh CONFIG.py -h`."""
 
     asked = configs.parse(DoctorArguments, None, arguments, prog="lm doctor")
     open_console()
@@ -125,12 +137,21 @@ def _machine() -> list[tuple[str, str]]:
 
 
 def _host_memory() -> str:
+    sizes = _memory()
+    return f"{sizes['MemAvailable'] / 2**30:.1f} of {sizes['MemTotal'] / 2**30:.1f} GiB free" if sizes else "unknown"
+
+
+def available_memory() -> int | None:
+    """Bytes of host memory that are free, where the system tells."""
+    return _memory().get("MemAvailable")
+
+
+def _memory() -> dict[str, int]:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
-        return "unknown"
-    sizes = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines}
-    return f"{sizes['MemAvailable']:.1f} of {sizes['MemTotal']:.1f} GiB free"
+        return {}
+    return {line.split(":")[0]: int(line.split()[1]) * 2**10 for line in lines}
 
 
 def _print(rows: list[tuple[str, str]]) -> None:

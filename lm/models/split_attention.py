@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from lm.models import attention
-from lm.sharding import LENGTH_AXIS, ways
+from lm.sharding import LENGTH_AXIS, axes_that_divide, ways
 
 Array = jax.Array
 
@@ -41,9 +41,10 @@ def can_balance(length: int) -> bool:
     return parts(length) > 1 and length % (2 * parts(length)) == 0
 
 
-def _mapped(function: Any, in_specs: Any, out_specs: Any) -> Any:
-    """`function` on what each device along the axis has; the mesh's other axes stay XLA's affair."""
-    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names={LENGTH_AXIS}, check_vma=False)
+def _mapped(function: Any, in_specs: Any, out_specs: Any, also: tuple[str, ...] = ()) -> Any:
+    """`function` on what each device along the axis, and `also` others, has; the rest of them stay XLA's affair."""
+    axes = {LENGTH_AXIS, *also}
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False)
 
 
 def _moves(devices: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -221,8 +222,8 @@ def balanced_attention(
     Returns:
       `[B, T, N, H]` in the query's dtype.
     """
-    B, T, N, H = query.shape
-    C, K = parts(T), key.shape[2]
+    T = query.shape[1]
+    C = parts(T)
     chunk = T // (2 * C)
     blocks = next(n for n in range(-(-chunk // BLOCK), chunk + 1) if chunk % n == 0)
     size = chunk // blocks
@@ -239,6 +240,8 @@ def balanced_attention(
         return jnp.moveaxis(x.reshape(x.shape[0], 2 * C * blocks, size, *x.shape[4:]), 1, 0)
 
     def local(pairs, query, key, value, segments):
+        B, _, N, H = query.shape
+        K = key.shape[2]
         queries = in_blocks(query).reshape(2 * blocks, B, size, K, N // K, H).transpose(0, 1, 3, 4, 2, 5)
         keys, values = (natural_blocks(x).swapaxes(2, 3) for x in (key, value))
         own = None if segments is None else in_blocks(segments)
@@ -247,9 +250,15 @@ def balanced_attention(
         # [X, B, K, G, R, H] to [B, X, R, K, G, H]
         return out.transpose(1, 0, 4, 2, 3, 5).reshape(B, 2 * chunk, N, H)
 
-    specs = (PartitionSpec(LENGTH_AXIS), _SPLIT, _SPLIT, _SPLIT, _SPLIT)
+    # Rows and heads have nothing to do with each other. XLA, left to itself, gathers the keys of all rows.
+    rows = axes_that_divide("batch", query.shape[0])
+    heads = axes_that_divide("activation_kv", key.shape[2])
+    if heads != axes_that_divide("activation_heads", query.shape[2]):
+        heads = ()
+    of_heads, of_rows = PartitionSpec(rows, LENGTH_AXIS, heads), PartitionSpec(rows, LENGTH_AXIS)
+    specs = (PartitionSpec(LENGTH_AXIS), of_heads, of_heads, of_heads, of_rows)
     pairs = jnp.asarray(pairs_of(C, blocks, size, window))
-    return _mapped(local, specs, _SPLIT)(pairs, query, key, value, segments)
+    return _mapped(local, specs, of_heads, (*rows, *heads))(pairs, query, key, value, segments)
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Attention of rows whose tokens lie on several devices is that of rows on one: values and gradients."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +83,27 @@ def test_balanced_attention_is_attention(monkeypatch, block, window, softcap, sc
     found = value_and_grads(split, QUERY, KEY, VALUE)
     wanted = value_and_grads(functools.partial(attention.softmax_attention, mask=mask, **options), QUERY, KEY, VALUE)
     tiny.assert_trees_close(found, wanted, 2e-6)
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 2, "context": 4}, {"data": 2, "context": 2, "tensor": 2}])
+def test_rows_and_heads_of_other_devices_are_not_asked_for(axes):
+    """Left to itself, XLA gathers the keys of all rows."""
+
+    def split(query, key, value):
+        query, key, value = (split_attention.balance(x) for x in (query, key, value))
+        return split_attention.balanced_attention(
+            query, key, value, window=None, segments=None, scale=True, softcap=0.0
+        )
+
+    mesh = make_mesh(MeshConfig(**({"data": 1} | axes)))
+    at = jax.NamedSharding(mesh, jax.P(("data", "fsdp"), None, "tensor"))
+    with jax.set_mesh(mesh):
+        arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at) for x in (QUERY, KEY, VALUE)]
+        gradients = jax.jit(jax.grad(lambda *arrays: split(*arrays).sum(), argnums=(0, 1, 2)))
+        text = gradients.lower(*arrays).compile().as_text()
+    heads = K // axes.get("tensor", 1)
+    gathered = set(re.findall(r"= f32\[([0-9,]+)\]\S* all-gather", text))
+    assert gathered == {f"1,{T},{heads},{H}"}
 
 
 def test_balanced_attention_in_half_precision():
