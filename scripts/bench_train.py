@@ -4,6 +4,8 @@
     python scripts/bench_train.py --models gpt2-small llama-1b --seq-len 1024 2048 --batch-size 16 --dtype bfloat16
     python scripts/bench_train.py --models gpt2-small --contenders lm trainer        fine-tuning, as `Trainer` does it
     python scripts/bench_train.py --models gpt2-small --contenders lm torch trainer --lora 8    with peft there
+    python scripts/bench_train.py --set gpu     GPT-2 small, LLaMA 1B and 7B on a GPU, largest batches, profiles: writes
+                                                docs/results/gpu.md (pip install -e '.[parity]' 'jax[cuda12]')
 
 Each contender lives in a process of its own and sleeps while another is measured; they take turns, a few steps each,
 so that a machine that slows down slows all of them. The table gives medians over all measured steps and their range.
@@ -11,19 +13,28 @@ A step is the whole optimizer step: forward, loss, backward, clipping, AdamW. Py
 eager and `torch.compile` (bfloat16 by autocast over float32 parameters, as here); `trainer` is transformers' `Trainer`
 with the same settings and all that it does around a step. With `--lora RANK` the model is frozen, in bfloat16 where
 that is the precision, and low-rank terms of queries, keys and values (GPT-2), or queries and values (LLaMA), are
-trained.
+trained. With `--param-dtype bfloat16` parameters, gradients and moments are all in bfloat16, for every contender.
+
+With `--largest N` each contender is alone on the device, with the largest batch that fits: from --batch-size up to N it
+is doubled while a step succeeds, then tried half as large again; or it is halved until one does. `--profile` traces
+some further steps of this trainer and ranks, below the table, what the device was busy with: a compiled operation's own
+time, without that of operations within it.
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
+
+from traced import device_events, ranked, sources
 
 from lm.cli import HUGE_PAGES, with_huge_pages
 
@@ -34,9 +45,40 @@ SHAPES = {  # family, size or (d_model, n_layers, n_heads), vocabulary
     "gpt2-medium": ("gpt2", "medium", 50257),
     "llama-tiny": ("llama", "tiny", 32000),
     "llama-1b": ("llama", "1b", 32000),
+    "llama-7b": ("llama", "7b", 32000),
+    "gpt-2x32": ("gpt2", (32, 2, 2), 256),  # to try the script
+    "llama-2x32": ("llama", (32, 2, 2), 256),
 }
 CPU_MODELS = ("gpt-6x384-256", "gpt-6x384-8k", "gpt2-small")
 CONTENDERS = ("lm", "torch", "torch-compile", "trainer")
+
+# What one command measures: its file, and for each model what differs from the options given.
+BFLOAT16 = {"dtype": "bfloat16", "pad_vocab": True, "profile": True}
+SETS = {
+    "gpu": (
+        "docs/results/gpu.md",
+        "Training speed on a GPU",
+        (
+            {**BFLOAT16, "model": "gpt2-small", "seq_len": 1024, "batch_size": 32, "largest": 256, "loss_chunk": 256},
+            {**BFLOAT16, "model": "llama-1b", "seq_len": 2048, "batch_size": 8, "largest": 64, "loss_chunk": 256},
+            # All in bfloat16, 54 GB, and layers computed again: what fits a GPU of 80 GB or more.
+            {**BFLOAT16, "model": "llama-7b", "seq_len": 2048, "batch_size": 4, "largest": 64, "loss_chunk": 256}
+            | {"remat": "full", "param_dtype": "bfloat16"},
+        ),
+    ),
+    "try": (
+        "docs/results/try.md",
+        "A try of the script",
+        (
+            {"model": "gpt-2x32", "seq_len": 16, "batch_size": 2, "largest": 4, "profile": True},
+            {"model": "llama-2x32", "seq_len": 16, "dtype": "bfloat16", "param_dtype": "bfloat16", "remat": "full"}
+            | {"batch_size": 2, "largest": 2, "profile": True},
+        ),
+    ),
+}
+# Options of a contender's process.
+SHARED = ("batch_size", "dtype", "param_dtype", "remat", "loss_chunk", "warmup", "lora")
+TRACED_STEPS = 3
 
 
 def batch_of(model: str, batch_size: int, seq_len: int):
@@ -52,6 +94,7 @@ def model_config(args: argparse.Namespace):
 
     family, size, vocab_size = SHAPES[args.model]
     changes = {"max_len": args.seq_len, "vocab_size": vocab_size, "compute_dtype": args.dtype, "remat": args.remat}
+    changes["param_dtype"] = args.param_dtype
     if args.pad_vocab:
         changes["vocab_size"] = -(-vocab_size // 128) * 128
     if args.lora:
@@ -59,7 +102,8 @@ def model_config(args: argparse.Namespace):
         changes |= {"lora": LoraConfig(rank=args.lora, targets=targets), "param_dtype": args.dtype}
     if isinstance(size, tuple):
         changes |= dict(zip(("d_model", "n_layers", "n_heads"), size))
-        size = "small"
+        changes |= {} if family == "gpt2" else {"n_kv_heads": size[2], "d_ff": 2 * size[0]}
+        size = "small" if family == "gpt2" else "tiny"
     return gpt2(size, **changes) if family == "gpt2" else llama(size, **changes)
 
 
@@ -79,7 +123,7 @@ def lm_contender(args: argparse.Namespace):
 
     config = model_config(args)
     mesh = make_mesh(MeshConfig(data=1, devices=1))
-    optim = OptimConfig(schedule="constant", warmup=0, rates=tuned_rates(config))
+    optim = OptimConfig(schedule="constant", warmup=0, rates=tuned_rates(config), moment_dtype=args.param_dtype)
     schedule = make_schedule(optim, 10**6)
     model = Transformer(config)
     params, _ = abstract_params(model, mesh)
@@ -103,6 +147,17 @@ def lm_contender(args: argparse.Namespace):
             report = jax.device_get(report)
         return float(report["loss"] / report["weight"])
 
+    def profile() -> dict:
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder):
+                for _ in range(TRACED_STEPS):
+                    step()
+            (traced,) = Path(folder).rglob("*.xplane.pb")
+            events = device_events(jax.profiler.ProfileData.from_file(str(traced)), "step")
+        with jax.set_mesh(mesh):
+            text = program.train_step.lower(program.target, to_devices(batch, mesh)).compile().as_text()
+        return ranked(events, sources(text), TRACED_STEPS)
+
     device = jax.devices()[0]
     stats = lambda: (device.memory_stats() or {}).get("peak_bytes_in_use")  # noqa: E731
     facts = {
@@ -110,7 +165,7 @@ def lm_contender(args: argparse.Namespace):
         "flops_per_token": flops_per_token(config, args.seq_len),
         "peak": peak_flops(device),
     }
-    return step, facts, stats
+    return step, facts, stats, profile
 
 
 def torch_model(args: argparse.Namespace):
@@ -154,6 +209,8 @@ def torch_model(args: argparse.Namespace):
         )
         model = transformers.LlamaForCausalLM(config)
     model.config.use_cache = False
+    if args.param_dtype == "bfloat16":
+        model = model.to(torch.bfloat16)
     if args.lora:
         import peft
 
@@ -238,7 +295,7 @@ def trainer_contender(args: argparse.Namespace):
         done.acquire()
         return held["loss"]
 
-    return step, {}, torch_memory(device)
+    return step, {}, torch_memory(device), None
 
 
 def torch_contender(args: argparse.Namespace):
@@ -254,7 +311,8 @@ def torch_contender(args: argparse.Namespace):
     tokens, targets = (
         torch.tensor(x, dtype=torch.long, device=device) for x in batch_of(args.model, args.batch_size, args.seq_len)
     )
-    half = torch.autocast(device, torch.bfloat16) if args.dtype == "bfloat16" else contextlib.nullcontext()
+    mixed = args.dtype == "bfloat16" and args.param_dtype == "float32"
+    half = torch.autocast(device, torch.bfloat16) if mixed else contextlib.nullcontext()
 
     def step() -> float:
         with half:
@@ -266,17 +324,20 @@ def torch_contender(args: argparse.Namespace):
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    return step, {}, torch_memory(device)
+    return step, {}, torch_memory(device), None
 
 
 def work(args: argparse.Namespace) -> None:
-    """A contender's process: prepares, then runs as many steps as each line of its input asks for."""
+    """A contender's process: prepares, then runs as many steps as each line of its input asks for, or `profile`."""
     make = {"lm": lm_contender, "trainer": trainer_contender}.get(args.contender, torch_contender)
     started = time.perf_counter()
-    step, facts, memory = make(args)
+    step, facts, memory, profile = make(args)
     losses = [step() for _ in range(args.warmup)]
     print(json.dumps({"ready": time.perf_counter() - started, "losses": losses, **facts}), flush=True)
     for line in sys.stdin:
+        if line.strip() == "profile":
+            print(json.dumps(profile()), flush=True)
+            continue
         times = []
         for _ in range(int(line)):
             begun = time.perf_counter()
@@ -285,60 +346,133 @@ def work(args: argparse.Namespace) -> None:
         print(json.dumps({"times": times, "memory": memory()}), flush=True)
 
 
-def measure(model: str, seq_len: int, args: argparse.Namespace) -> list[dict]:
-    """Times all contenders on one shape, in turns."""
-    workers = {}
-    for contender in args.contenders:
-        command = [sys.executable, __file__, "--contender", contender, "--model", model, "--seq-len", str(seq_len)]
-        for name in ("batch_size", "dtype", "remat", "loss_chunk", "warmup", "lora"):
+class Worker:
+    """A contender's process, ready to be measured; `answer` is None where it did not come so far."""
+
+    def __init__(self, contender: str, args: argparse.Namespace):
+        self.contender, self.batch_size = contender, args.batch_size
+        self.times: list[float] = []
+        self.memory: int | None = None
+        self.profile: dict | None = None
+        command = [sys.executable, __file__, "--contender", contender]
+        command += ["--model", args.model, "--seq-len", str(args.seq_len)]
+        for name in SHARED:
             command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
         command += ["--pad-vocab"] if args.pad_vocab else []
-        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        # The allocator takes what is needed, so that contenders can share a device, and nearly all of it if need be.
+        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
         if args.huge_pages and HUGE_PAGES.exists():  # as the `lm` program does for itself
             environment = with_huge_pages(environment, HUGE_PAGES.read_text()) or environment
         errors = None if args.verbose else subprocess.DEVNULL
-        worker = subprocess.Popen(
+        self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
         )
-        answer = read_answer(worker)
+        self.answer = read_answer(self.process)
+        if self.answer is None:
+            self.process.wait()
+        what = "failed (--verbose shows why)" if self.answer is None else f"ready in {self.answer['ready']:.0f} s"
+        print(f"{args.model}, T={args.seq_len}, B={args.batch_size}: {contender} {what}", file=sys.stderr)
+
+    def ask(self, line: str) -> dict:
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        answer = read_answer(self.process)
         if answer is None:
-            print(f"{model}, T={seq_len}: {contender} failed (--verbose shows why)", file=sys.stderr)
-            worker.wait()
-            continue
-        workers[contender] = (worker, answer)
-        print(f"{model}, T={seq_len}: {contender} ready in {answer['ready']:.0f} s", file=sys.stderr)
-    times: dict[str, list[float]] = {contender: [] for contender in workers}
-    memory: dict[str, int | None] = {}
+            sys.exit(f"{self.contender} ended while it was measured; --verbose shows why")
+        return answer
+
+    def turn(self, steps: int) -> None:
+        answer = self.ask(str(steps))
+        # The first step of a turn wakes threads and caches up again.
+        self.times += answer["times"][1:] if steps > 1 else answer["times"]
+        self.memory = answer["memory"]
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def with_batch(args: argparse.Namespace, batch_size: int) -> argparse.Namespace:
+    changed = copy.copy(args)
+    changed.batch_size = batch_size
+    return changed
+
+
+def largest_batch(contender: str, args: argparse.Namespace) -> int | None:
+    """Rows of the largest batch of which a step succeeds; None where not even one row fits."""
+
+    def fits(batch_size: int) -> bool:
+        worker = Worker(contender, with_batch(args, batch_size))
+        if worker.answer is None:
+            return False
+        worker.end()
+        return True
+
+    batch_size = args.batch_size
+    while not fits(batch_size):
+        batch_size //= 2
+        if not batch_size:
+            return None
+    if batch_size == args.batch_size:
+        while batch_size * 2 <= args.largest and fits(batch_size * 2):
+            batch_size *= 2
+    half_more = batch_size * 3 // 2
+    if batch_size < half_more <= args.largest and half_more != args.batch_size and fits(half_more):
+        batch_size = half_more
+    return batch_size
+
+
+def alone(contender: str, args: argparse.Namespace) -> Worker | None:
+    """A contender measured by itself, with the largest batch that fits."""
+    batch_size = largest_batch(contender, args)
+    if batch_size is None:
+        return None
+    worker = Worker(contender, with_batch(args, batch_size))
+    if worker.answer is None:
+        sys.exit(f"{contender} failed with {batch_size} rows, with which it had succeeded; --verbose shows why")
     for _ in range(args.rounds):
-        for contender, (worker, _) in workers.items():
-            worker.stdin.write(f"{args.steps}\n")
-            worker.stdin.flush()
-            answer = read_answer(worker)
-            if answer is None:
-                sys.exit(f"{contender} ended while it was measured; --verbose shows why")
-            # The first step of a turn wakes threads and caches up again.
-            times[contender] += answer["times"][1:] if args.steps > 1 else answer["times"]
-            memory[contender] = answer["memory"]
+        worker.turn(args.steps)
+    finish(worker, args)
+    return worker
+
+
+def finish(worker: Worker, args: argparse.Namespace) -> None:
+    if args.profile and worker.contender == "lm":
+        worker.profile = worker.ask("profile")
+    worker.end()
+
+
+def measure(args: argparse.Namespace) -> list[dict]:
+    """Times all contenders on one shape: in turns, or one after another with their largest batches."""
+    if args.largest:
+        workers = [worker for contender in args.contenders if (worker := alone(contender, args)) is not None]
+    else:
+        started = [Worker(contender, args) for contender in args.contenders]
+        workers = [worker for worker in started if worker.answer is not None]
+        for _ in range(args.rounds):
+            for worker in workers:
+                worker.turn(args.steps)
+        for worker in workers:
+            finish(worker, args)
     rows = []
-    facts = next((facts for _, facts in workers.values() if "flops_per_token" in facts), {})
-    for contender, (worker, own) in workers.items():
-        worker.stdin.close()
-        worker.wait()
-        speeds = sorted(args.batch_size * seq_len / t for t in times[contender])
+    facts = next((worker.answer for worker in workers if "flops_per_token" in worker.answer), {})
+    for worker in workers:
+        speeds = sorted(worker.batch_size * args.seq_len / t for t in worker.times)
+        median = statistics.median(speeds)
         rows.append(
             {
-                "model": model,
-                "seq_len": seq_len,
-                "contender": contender,
-                "median": statistics.median(speeds),
+                "model": args.model,
+                "seq_len": args.seq_len,
+                "batch_size": worker.batch_size,
+                "contender": worker.contender,
+                "median": median,
                 "low": speeds[0],
                 "high": speeds[-1],
-                "memory": memory[contender],
+                "memory": worker.memory,
                 "device": facts.get("device"),
-                "mfu": statistics.median(speeds) * facts["flops_per_token"] / facts["peak"]
-                if facts.get("peak")
-                else None,
-                "first_loss": own["losses"][0],
+                "mfu": median * facts["flops_per_token"] / facts["peak"] if facts.get("peak") else None,
+                "first_loss": worker.answer["losses"][0],
+                "profile": worker.profile,
             }
         )
     best = max((row["median"] for row in rows if row["contender"] != "lm"), default=None)
@@ -359,21 +493,38 @@ def table(rows: list[dict], args: argparse.Namespace) -> str:
     def cell(value, form: str) -> str:
         return "" if value is None else format(value, form)
 
+    devices = ", ".join(sorted({row["device"] for row in rows if row["device"]})) or "no device known"
     lines = [
         f"`{' '.join(['python', 'scripts/bench_train.py', *sys.argv[1:]])}`",
         "",
-        f"{machine()}; batch size {args.batch_size}, {args.dtype}; {args.rounds} turns of {args.steps} steps each.",
+        f"{devices}; {machine()}.",
+        f"{args.rounds} turns of {args.steps} steps each; B: rows of a batch, T: tokens of a row.",
         "",
-        "| model | T | contender | tokens/s, median | range | x best torch | MFU | peak GiB | first loss |",
-        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
+        "| model | T | B | contender | tokens/s, median | range | x best torch | MFU | peak GiB | first loss |",
+        "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         lines.append(
-            f"| {row['model']} | {row['seq_len']} | {row['contender']} | {row['median']:,.0f} |"
+            f"| {row['model']} | {row['seq_len']} | {row['batch_size']} | {row['contender']} | {row['median']:,.0f} |"
             f" {row['low']:,.0f} to {row['high']:,.0f} | {cell(row['ratio'], '.2f')} | {cell(row['mfu'], '.1%')} |"
             f" {cell(row['memory'] and row['memory'] / 2**30, '.1f')} | {row['first_loss']:.3f} |"
         )
+    for row in rows:
+        if row["profile"]:
+            lines += profile_lines(row)
     return "\n".join(lines)
+
+
+def profile_lines(row: dict) -> list[str]:
+    found = row["profile"]
+    second = row["batch_size"] * row["seq_len"] / row["median"]
+    lines = ["", f"## Where the time of {row['model']} goes", ""]
+    lines += [f"Operations take {found['busy']:.4f} s of a step's {second:.4f} s; shares of the former.", ""]
+    lines += ["| part | share |", "|---|---:|"]
+    lines += [f"| {part} | {share:.1%} |" for part, share in found["parts"]]
+    lines += ["", "| operation | of | share |", "|---|---|---:|"]
+    lines += [f"| {name} | {source and f'`{source}`'} | {share:.1%} |" for name, source, share in found["operations"]]
+    return lines
 
 
 def machine() -> str:
@@ -399,7 +550,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=CPU_MODELS)
     parser.add_argument("--seq-len", nargs="+", type=int, default=[256])
     parser.add_argument("--batch-size", type=int, default=8, help="sequences a step")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
+    parser.add_argument("--param-dtype", choices=("float32", "bfloat16"), default="float32", help="of all that is kept")
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
     parser.add_argument("--loss-chunk", type=int, default=0, help="this trainer's task.loss_chunk")
     parser.add_argument("--pad-vocab", action="store_true", help="round vocabularies up to 128, for all contenders")
@@ -414,6 +566,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=3, help="steps a turn, the first of which is not counted")
     parser.add_argument("--warmup", type=int, default=3, help="steps before the first turn")
+    parser.add_argument("--largest", type=int, default=0, help="search for the largest batch, of at most so many rows")
+    parser.add_argument("--profile", action="store_true", help="rank what a step of this trainer is busy with")
+    parser.add_argument("--set", choices=SETS, help="a set of models with their settings, in place of --models")
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     parser.add_argument("--verbose", action="store_true", help="show what contenders print on standard error")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
@@ -423,8 +578,15 @@ def main() -> None:
         args.seq_len = args.seq_len[0]
         work(args)
         return
-    rows = [row for model in args.models for seq_len in args.seq_len for row in measure(model, seq_len, args)]
-    text = table(rows, args)
+    cases = [{"model": model, "seq_len": seq_len} for model in args.models for seq_len in args.seq_len]
+    title = None
+    if args.set:
+        output, title, cases = SETS[args.set]
+        args.output = args.output or Path(output)
+    rows = []
+    for case in cases:
+        rows += measure(argparse.Namespace(**(vars(args) | case)))
+    text = (f"# {title}\n\n" if title else "") + table(rows, args)
     print(text)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
