@@ -1,5 +1,8 @@
 """What depends on the kind of device: its peak, and the options that XLA compiles a step with."""
 
+import os
+from pathlib import Path
+
 import jax
 from jax.sharding import Mesh
 
@@ -24,9 +27,54 @@ def peak_flops(device: jax.Device) -> float | None:
     return None
 
 
-def compiler_options(mesh: Mesh) -> dict[str, int]:
-    """XLA options for the programs that train and evaluate, by the kind of device."""
-    if mesh.devices.flat[0].platform == "cpu":
-        # XLA keeps to half of AVX-512 by default; element-wise work gains from all of it. Ignored by lesser CPUs.
-        return {"xla_cpu_prefer_vector_width": 512}
-    return {}
+# XLA options by kind of device. Each program is compiled with them, so they depend neither on the environment nor on
+# what was imported first. A name that the installed XLA doesn't know is an error; the tests try all of them.
+
+# XLA keeps to half of AVX-512 by default; element-wise work gains from all of it. Ignored by lesser CPUs.
+_CPU: dict[str, bool | int] = {"xla_cpu_prefer_vector_width": 512}
+
+# For several GPUs, as NVIDIA's JAX-Toolbox (docs/GPU_performance.md) and MaxText have them. What XLA does by itself is
+# not here: asynchronous collectives, on a stream of high priority.
+_GPUS: dict[str, bool | int] = {
+    # Orders a program so that products run between the start of a collective and its end, instead of waiting for it.
+    "xla_gpu_enable_latency_hiding_scheduler": True,
+    # Within the loop over layers: what layer n + 1 needs is gathered while layer n computes, and what layer n leaves is
+    # reduced or scattered while the next one does. Takes the memory of one more layer's gathered parameters.
+    "xla_gpu_enable_pipelined_all_gather": True,
+    "xla_gpu_enable_pipelined_reduce_scatter": True,
+    "xla_gpu_enable_pipelined_all_reduce": True,
+    # Two layers in one turn of that loop, so that what was gathered ahead is used where it lies, without a copy.
+    "xla_gpu_enable_while_loop_double_buffering": True,
+    # Small collectives travel as one, up to so many bytes: links are used better by large ones. 512 MiB is a layer of
+    # LLaMA 7B in bfloat16 (405 MB), so the gathers of a layer become one; more would only wait longer.
+    "xla_gpu_all_gather_combine_threshold_bytes": 512 * 2**20,
+    "xla_gpu_reduce_scatter_combine_threshold_bytes": 512 * 2**20,
+    "xla_gpu_all_reduce_combine_threshold_bytes": 512 * 2**20,
+}
+
+_TPUS: dict[str, bool | int] = {}
+
+
+def compiler_options(mesh: Mesh) -> dict[str, bool | int]:
+    """XLA options for the programs that train and evaluate on a mesh, of devices that need not be there.
+
+    Options of a program win over the environment's. So those that `XLA_FLAGS` or `LIBTPU_INIT_ARGS` name are left out,
+    and whoever runs the program has the last word.
+    """
+    platform = mesh.devices.flat[0].platform
+    if platform == "cpu":
+        options = _CPU
+    elif mesh.size == 1:  # nothing to overlap
+        options = {}
+    else:
+        options = _TPUS if platform == "tpu" else _GPUS
+    taken = _named(os.environ.get("XLA_FLAGS", "")) | _named(os.environ.get("LIBTPU_INIT_ARGS", ""))
+    return {name: value for name, value in options.items() if name not in taken}
+
+
+def _named(flags: str) -> set[str]:
+    """The options that a variable names: `--name=value --name …`, or a file that holds them, as XLA reads it."""
+    if flags and not flags.lstrip().startswith("-"):
+        path = Path(flags)
+        flags = path.read_text() if path.is_file() else ""
+    return {flag.lstrip("-").partition("=")[0] for flag in flags.split()}

@@ -1,11 +1,31 @@
 """What depends on the kind of device."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from lm.hardware import PEAK_FLOPS, peak_flops
+from lm.hardware import PEAK_FLOPS, compiler_options, peak_flops
+
+ROOT = Path(__file__).parent.parent
+
+
+def mesh_of(platform: str, devices: int) -> SimpleNamespace:
+    """What `compiler_options` looks at of a mesh."""
+    return SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)] * devices), size=devices)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(
@@ -24,3 +44,70 @@ def test_peak_flops_by_the_longest_name(kind, peak):
 
 def test_peak_flops_of_an_unknown_device_is_none():
     assert peak_flops(jax.devices()[0]) is None
+
+
+def compiled(options: dict) -> None:
+    jax.jit(lambda x: x + 1, compiler_options=options)(jnp.ones(2)).block_until_ready()
+
+
+def test_the_installed_xla_knows_every_option_for_gpus_and_cpus():
+    """The CPU's XLA parses the options of all platforms that it was built for, and refuses what it doesn't know."""
+    options = compiler_options(mesh_of("gpu", 8))
+    assert "xla_gpu_enable_latency_hiding_scheduler" in options
+    for name, value in (options | compiler_options(mesh_of("cpu", 1))).items():
+        compiled({name: value})
+        with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+            compiled({f"{name}_of_no_xla": value})
+
+
+def test_options_about_collectives_are_for_several_devices():
+    for platform in ("gpu", "tpu"):
+        assert compiler_options(mesh_of(platform, 1)) == {}
+    assert compiler_options(mesh_of("cpu", 1)) == compiler_options(mesh_of("cpu", 8))
+
+
+def test_what_the_environment_names_is_left_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    mesh = mesh_of("gpu", 8)
+    whole = compiler_options(mesh)
+    flags = "--xla_gpu_enable_latency_hiding_scheduler=false --xla_dump_to=/tmp/x"
+    rest = {name: value for name, value in whole.items() if name != "xla_gpu_enable_latency_hiding_scheduler"}
+    assert len(rest) == len(whole) - 1
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert compiler_options(mesh) == rest
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_latency_hiding")
+    assert compiler_options(mesh) == whole, "another name"
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
+    assert compiler_options(mesh) == rest
+    # XLA takes a value that begins with no dash as the name of a file.
+    monkeypatch.delenv("LIBTPU_INIT_ARGS")
+    (tmp_path / "flags").write_text(flags.replace(" ", "\n"))
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
+    assert compiler_options(mesh) == rest
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "none"))
+    assert compiler_options(mesh) == whole
+
+
+WIDTHS = """
+import jax, jax.numpy as jnp
+from lm.hardware import compiler_options
+from lm.sharding import MeshConfig, make_mesh
+options = compiler_options(make_mesh(MeshConfig(devices=1))) if {ours} else {{"xla_cpu_prefer_vector_width": 512}}
+jax.jit(lambda x: jnp.tanh(x) * 2 + jnp.sin(x), compiler_options=options)(jnp.ones(3000)).block_until_ready()
+"""
+
+
+def test_options_of_a_program_win_over_the_environment_so_ours_give_way(tmp_path: Path):
+    """As docs/pods.md says: what XLA compiled a program with, read from what it dumps."""
+
+    def width(flags: str, *, ours: bool) -> set[str]:
+        folder = tmp_path / f"{bool(flags)}{ours}"
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+        environment["XLA_FLAGS"] = f"{flags} --xla_dump_to={folder} --xla_dump_hlo_module_re=.*lambda.*"
+        code = WIDTHS.format(ours=ours)
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120, cwd=tmp_path)
+        dumped = "".join(path.read_text() for path in folder.glob("*with-opt.ll"))
+        return set(re.findall(r'"prefer-vector-width"="(\d+)"', dumped))
+
+    assert width("", ours=True) == {"512"}
+    assert width("--xla_cpu_prefer_vector_width=128", ours=False) == {"512"}
+    assert width("--xla_cpu_prefer_vector_width=128", ours=True) == {"128"}
