@@ -102,6 +102,7 @@ def test_options_of_a_program_win_over_the_environment_so_ours_give_way(tmp_path
     def width(flags: str, *, ours: bool) -> set[str]:
         folder = tmp_path / f"{bool(flags)}{ours}"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # what is taken from there is not compiled
         environment["XLA_FLAGS"] = f"{flags} --xla_dump_to={folder} --xla_dump_hlo_module_re=.*lambda.*"
         code = WIDTHS.format(ours=ours)
         subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120, cwd=tmp_path)
