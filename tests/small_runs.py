@@ -129,7 +129,7 @@ def programs_reused() -> Iterator[None]:
 
     def make_program(model: Any, task: Any, tx: Any, schedule: Any, train: TrainConfig, mesh: Any, *moves: Any) -> Any:
         # A schedule stands for the optimizer's settings, as each of them has its own.
-        key = (model.config, task, schedule, train.accumulate, train.ema_decay, train.seed, mesh)
+        key = (model.config, task, schedule, train.accumulate, train.ema_decay, train.seed, mesh, moves[1:])
         if key not in made:
             made[key] = original(model, task, tx, schedule, train, mesh, *moves)
         return made[key]

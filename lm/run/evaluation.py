@@ -33,7 +33,7 @@ from lm.run.datasets import (
     store_batches,
 )
 from lm.run.use import Trained, choose_checkpoint, load, load_experiment
-from lm.sharding import MeshConfig, make_mesh
+from lm.sharding import MeshConfig, Rules, make_mesh, ruled
 from lm.tasks.base import AnsweringTask
 from lm.text.tokenizer import TokenizerConfig, load_tokenizer
 
@@ -74,7 +74,8 @@ def evaluate_run(
       UserError: no such run, checkpoint or split; or see `measured`.
     """
     check(batch_size is None or batch_size >= 1, f"the batch size is {batch_size}; it must be at least 1")
-    devices = make_mesh(mesh or MeshConfig())
+    mesh = mesh or MeshConfig()
+    devices = make_mesh(mesh)
     rows = devices.shape["data"] * devices.shape["fsdp"]
     wanted = batch_size or (on or load_experiment(RunDirectory.open(path))).train.batch_size
     batch_size = math.ceil(wanted / rows) * rows
@@ -82,7 +83,7 @@ def evaluate_run(
         checkpoint = str(choose_checkpoint(RunDirectory.open(path), checkpoints, checkpoint))
     experiment, dataset = measured(path, on, split, progress)
     batches, total = split_batches(dataset, experiment, split, batch_size, max_batches)
-    trained = dataclasses.replace(load(path, devices, checkpoint), experiment=experiment)
+    trained = dataclasses.replace(load(path, devices, checkpoint, mesh.rules), experiment=experiment)
     task = experiment.task
     classes: dict[str, Any] = {}
 
@@ -92,7 +93,7 @@ def evaluate_run(
 
     with jax.set_mesh(devices):
         shardings = jax.tree.map(lambda x: x.sharding, trained.params)
-        step = make_eval_step(trained.model, task, devices, shardings)
+        step = make_eval_step(trained.model, task, devices, shardings, mesh.rules)
         result = evaluate(
             step,
             trained.params,
@@ -102,7 +103,7 @@ def evaluate_run(
             summarise=summarise,
             on_batch=lambda done: on_batch(done, total),
         )
-        result |= _text_scores(trained, dataset, split, batch_size, max_batches, devices)
+        result |= _text_scores(trained, dataset, split, batch_size, max_batches, devices, mesh.rules)
     report: dict[str, Any] = {"step": trained.step, "split": split, **result, **classes}
     if with_baselines:
         report |= baselines(split_text(dataset, split))
@@ -193,7 +194,13 @@ def _check_heads(path: Path, experiment: Experiment, labels: Sequence[str]) -> N
 
 
 def _text_scores(
-    trained: Trained, dataset: AnyDataset, split: str, batch_size: int, max_batches: int | None, mesh: Mesh
+    trained: Trained,
+    dataset: AnyDataset,
+    split: str,
+    batch_size: int,
+    max_batches: int | None,
+    mesh: Mesh,
+    rules: Rules,
 ) -> dict[str, float]:
     """Scores of the texts that a model gives, where its task has any and the batches hold a whole one."""
     experiment, task = trained.experiment, trained.experiment.task
@@ -204,7 +211,7 @@ def _text_scores(
     texts: list[tuple[str, Sequence[str]]] = []
     for store in opened.stores if isinstance(opened, Mixture) else [opened]:
         batches, count = store_batches(store, experiment, make, batch_size, max_batches)
-        said = spoken(functools.partial(task.say, trained.model), trained.params, batches(), mesh)
+        said = spoken(ruled(functools.partial(task.say, trained.model), rules), trained.params, batches(), mesh)
         texts += task.texts(said, store, make(store, experiment.data, False))
         max_batches = None if max_batches is None else max_batches - count
         if max_batches == 0:

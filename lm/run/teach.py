@@ -52,8 +52,9 @@ def teach(
     check(batch_size is None or batch_size >= 1, f"the batch size is {batch_size}; it must be at least 1")
     check(jax.process_count() == 1, f"logits are saved by one process, and there are {jax.process_count()}")
     check(not folder.exists(), f"{folder} is there already; name a folder to be made")
-    devices = make_mesh(mesh or MeshConfig())
-    trained = load(path, devices, checkpoint)
+    mesh = mesh or MeshConfig()
+    devices = make_mesh(mesh)
+    trained = load(path, devices, checkpoint, mesh.rules)
     experiment, model = trained.experiment, trained.experiment.model
     check(
         not experiment.data.mixture.datasets,
@@ -72,7 +73,7 @@ def teach(
     assert not isinstance(store, Mixture)  # as the run has none
     examples = maker(experiment, dataset)(store, experiment.data, True)
     check_same_each_epoch(examples)
-    ask = make_teacher(experiment.task, trained.model, trained.params, DistillConfig(top_k=top_k), devices)
+    ask = make_teacher(experiment.task, trained.model, trained.params, DistillConfig(top_k=top_k), devices, mesh.rules)
 
     def said() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for first in range(0, len(examples), rows):

@@ -24,7 +24,7 @@ from lm.models.heads import pool
 from lm.models.transformer import Transformer
 from lm.optim import freezing
 from lm.records import RunDirectory
-from lm.sharding import MeshConfig, make_mesh
+from lm.sharding import DEFAULT_RULES, MeshConfig, Rules, make_mesh
 from lm.text.chat import Chat
 from lm.text.template import Message
 from lm.text.tokenizer import Tokenizer, load_tokenizer
@@ -125,13 +125,14 @@ def embed(
     return found
 
 
-def load(path: Path, mesh: Mesh, checkpoint: str = "best") -> Trained:
+def load(path: Path, mesh: Mesh, checkpoint: str = "best", rules: Rules = DEFAULT_RULES) -> Trained:
     """Reads a run's parameters (their average where the run keeps one) onto a mesh.
 
     Args:
       path: the run directory.
       mesh: any mesh.
       checkpoint: `best` (as `train.best` has it; the latest where there was no evaluation), `latest`, or a step.
+      rules: which logical axes lie on which mesh axes.
 
     Raises:
       UserError: no such run or checkpoint.
@@ -139,7 +140,7 @@ def load(path: Path, mesh: Mesh, checkpoint: str = "best") -> Trained:
     run = RunDirectory.open(path)
     experiment = load_experiment(run)
     model = Transformer(experiment.model)
-    shapes, shardings = abstract_params(model, mesh)
+    shapes, shardings = abstract_params(model, mesh, rules)
     averaged = experiment.train.ema_decay > 0
     target = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
     trained, frozen = tree.split(target, freezing(experiment.optim, shapes).moves)

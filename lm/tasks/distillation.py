@@ -22,7 +22,7 @@ from lm.data.objectives.taught import IDS, LOGITS, Lessons
 from lm.errors import check
 from lm.hardware import compiler_options
 from lm.models.transformer import ModelConfig, Transformer
-from lm.sharding import batch_sharding
+from lm.sharding import DEFAULT_RULES, Rules, batch_sharding, ruled
 from lm.tasks.base import Batch, Sums, Task, hidden_of
 from lm.text.tokenizer import Tokenizer
 
@@ -151,7 +151,7 @@ def choices(task: Task, model: ModelConfig, data: DataConfig) -> int:
 
 
 def make_teacher(
-    task: Task, model: Transformer, params: Any, config: DistillConfig, mesh: Mesh
+    task: Task, model: Transformer, params: Any, config: DistillConfig, mesh: Mesh, rules: Rules = DEFAULT_RULES
 ) -> Callable[[Batch], Batch]:
     """A function that adds to a batch on devices what the teacher says of it.
 
@@ -161,6 +161,7 @@ def make_teacher(
       params: its parameters, on the mesh.
       config: what is wanted of it.
       mesh: the mesh.
+      rules: which logical axes lie on which mesh axes.
     """
 
     def say(params: Any, batch: Batch) -> Batch:
@@ -175,7 +176,12 @@ def make_teacher(
 
     rows = batch_sharding(mesh)
     shardings = jax.tree.map(lambda x: x.sharding, params)
-    program = jax.jit(say, in_shardings=(shardings, rows), out_shardings=rows, compiler_options=compiler_options(mesh))
+    program = jax.jit(
+        ruled(say, rules),
+        in_shardings=(shardings, rows),
+        out_shardings=rows,
+        compiler_options=compiler_options(mesh),
+    )
     return lambda batch: batch | program(params, batch)
 
 
