@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _STATES = 4
 
 
-def run(path: Path, arguments: list[str]) -> int:
-    """`lm doctor --check-mesh CONFIG.py [settings]`."""
+def run(path: Path, arguments: list[str], free: int | None) -> int:
+    """`lm doctor --check-mesh CONFIG.py [settings]`, with so many bytes of host memory free."""
     import jax
 
     from lm import config as configs
@@ -57,7 +57,8 @@ def run(path: Path, arguments: list[str]) -> int:
         "there is one device, and nothing to compare it with; leave out --fake-devices 0",
     )
     check_shares(asked.experiment, make_mesh(asked.experiment.mesh, devices).shape)
-    _check_memory(asked.experiment, devices[0].platform)
+    if devices[0].platform == "cpu" and free is not None:
+        _check_memory(asked.experiment, free)
     alone = on_one_device(asked.experiment, steps=asked.steps, device=devices[0])
     found = compare(alone, asked.experiment, tolerance=asked.tolerance, devices=devices)
     show(console, f"lm doctor --check-mesh {path}")
@@ -77,15 +78,11 @@ def _fake(count: int) -> None:
         check(here >= count, f"--fake-devices is {count}, and jax has started with {here}; ask for at most so many")
 
 
-def _check_memory(experiment: "Experiment", platform: str) -> None:
+def _check_memory(experiment: "Experiment", free: int) -> None:
     """Refuses what would end in the hands of the kernel's memory killer."""
-    from lm.commands.doctor import available_memory
     from lm.plan.job import bytes_of, make_job
 
-    free = available_memory()
-    if platform != "cpu" or free is None:
-        return
-    needed = _STATES * bytes_of(make_job(experiment, platform).state())
+    needed = _STATES * bytes_of(make_job(experiment, "cpu").state())
     check(
         needed < free,
         f"the check takes about {needed / 1e9:,.0f} GB on fake devices, and {free / 1e9:,.0f} GB are free; make the"

@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
             check(value, "--check-mesh is given no config file; write `lm doctor --check-mesh CONFIG.py [settings]`")
             from lm.commands import check_mesh
 
-            return check_mesh.run(Path(value), arguments[:at] + rest)
+            return check_mesh.run(Path(value), arguments[:at] + rest, _memory().get("MemAvailable"))
     rows = [("python", f"{platform.python_version()} on {platform.platform()}")]
     found = {package: _version(package, module or package) for package, module in REQUIRED.items()}
     missing = [package for package, version in found.items() if version is None]
@@ -141,12 +141,8 @@ def _host_memory() -> str:
     return f"{sizes['MemAvailable'] / 2**30:.1f} of {sizes['MemTotal'] / 2**30:.1f} GiB free" if sizes else "unknown"
 
 
-def available_memory() -> int | None:
-    """Bytes of host memory that are free, where the system tells."""
-    return _memory().get("MemAvailable")
-
-
 def _memory() -> dict[str, int]:
+    """Bytes of host memory by what they are, where the system tells."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
