@@ -16,6 +16,7 @@ from lm.models.split_attention import balance, can_balance, restore
 from lm.sharding import constrain
 
 __all__ = [
+    "HOST",
     "ModelConfig",
     "Transformer",
     "cross_cache",
@@ -26,9 +27,10 @@ __all__ = [
 
 Array = jax.Array
 
+HOST = "pinned_host"  # the memory that `offload` keeps products in
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", HOST),
     "full": None,
 }
 

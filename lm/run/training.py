@@ -28,7 +28,7 @@ from lm.data.objectives.taught import TaughtExamples, load_lessons
 from lm.data.prepare import Progress
 from lm.errors import check
 from lm.loop import Feed, Outcome, Reporter, check_resumable, fit
-from lm.models.transformer import ModelConfig, Transformer
+from lm.models.transformer import HOST, ModelConfig, Transformer
 from lm.optim import check_patterns, freezing, make_optimizer, make_schedule
 from lm.records import RunDirectory, differences, environment
 from lm.run.begin import begun, check_parent, tuned_rates, with_parent
@@ -75,6 +75,11 @@ def check_experiment(experiment: Experiment) -> Mesh:
     """Everything that can be told wrong before text is read or a file is written; returns the mesh."""
     mesh = make_mesh(experiment.mesh)
     check_shares(experiment, mesh.shape)
+    device = jax.local_devices()[0]
+    check(
+        experiment.model.remat != "offload" or HOST in {memory.kind for memory in device.addressable_memories()},
+        f"model.remat is offload, and a {device.device_kind} device reaches no {HOST} memory; choose dots or full",
+    )
     model, data, tokenizer, task = experiment.model, experiment.data, experiment.tokenizer, experiment.task
     loader.check_loader_config(data)
     task.check(model, data)

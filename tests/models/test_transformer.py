@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +161,16 @@ def test_a_packed_document_gives_the_logits_it_gives_alone(implementation, posit
 @pytest.mark.parametrize(
     ("rate", "settings"),
     [
-        (0.0, [{"unroll": 1, "remat": "dots"}, {"unroll": 1}, {"remat": "dots"}, {"remat": "full"}]),
+        (
+            0.0,
+            [
+                {"unroll": 1, "remat": "dots"},
+                {"unroll": 1},
+                {"remat": "dots"},
+                {"remat": "full"},
+                {"unroll": 1, "remat": "offload"},
+            ],
+        ),
         (0.1, [{"unroll": 1, "remat": "full"}]),
     ],
 )
@@ -176,6 +186,16 @@ def test_remat_and_unroll_change_no_gradient(rate, settings):
         other_loss, other_grads = make_loss_and_grad(other, batch, key)(params)
         assert abs(other_loss - loss) < 1e-6 * loss, setting
         tiny.assert_trees_close(other_grads, grads, 1e-5)
+
+
+def test_offload_keeps_products_on_the_host():
+    """Those of a layer that its backward pass reads: queries, keys and values in one, what attention adds, and `up`."""
+    model, params = tiny.build(tiny.config(remat="offload", unroll=1))
+    batch = tiny.stream_batch(2, 8, 64)
+    text = jax.make_jaxpr(make_loss_and_grad(model, batch))(params).pretty_print(use_color=False)
+    there = re.findall(r"f32<host>\[([\d,]+)\] = device_put", text)
+    and_back = re.findall(r"f32\[([\d,]+)\] = device_put", text)
+    assert sorted(there) == sorted(and_back) == ["16,32", "16,48", "16,96"]
 
 
 def test_initial_parameters_depend_on_the_seed_and_their_own_name_only():
