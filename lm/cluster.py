@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import jax
@@ -174,16 +177,26 @@ def _answer(host: str, port: int, config: ClusterConfig) -> None:
     )
 
 
+LEAVING = 10.0
+"""Seconds within which what goes wrong in one process has gone wrong in all, where it does in all."""
+
+
 class Watch:
     """While entered, each process learns at once that another has ended without a word, as one that is killed does.
 
     JAX learns of it by its own heartbeat, after `cluster.heartbeat`, and then ends the process with a stack trace;
     until then a process waits for what the lost one was to send. Here every process holds a connection to the first,
     which the system closes with the process.
+
+    A process that leaves by an error of its own, such as a full disk of one host, says so; JAX would then have it and
+    the others wait for each other. What goes wrong in all of them, each tells by itself.
     """
 
-    def __init__(self, lost: Callable[[int], None]):
-        """`lost` is called from another thread with the number of the process that ended, and should end this one."""
+    def __init__(self, lost: Callable[[str, bool], None]):
+        """`lost` is called from another thread and should end this process.
+
+        It is given what became of the other one, and whether that one waits at its end for `part` of all others.
+        """
         self._lost = lost
         self._undo = contextlib.ExitStack()
         self._lines: dict[int, socket.socket] = {}
@@ -223,20 +236,32 @@ class Watch:
             told = ""
         if told == "bye\n" or self._leaving.is_set():
             return
-        gone = int(told) if told.strip().isdigit() else process
+        # The first process passes on what it hears: `lost 3` or `failed 3`.
+        kind, _, number = told.strip().partition(" ")
+        failed, gone = kind == "failed", int(number) if number.isdigit() else process
+        if failed and self._leaving.wait(LEAVING):
+            return
         if jax.process_index() == 0:
-            self._say(f"{gone}\n")
-        self._lost(gone)
+            self._say(f"{'failed' if failed else 'lost'} {gone}\n")
+        became = "failed, as its own output says" if failed else "ended without a word"
+        self._lost(f"process {gone} {became}", failed)
 
     def _say(self, text: str) -> None:
         for line in self._lines.values():
             with contextlib.suppress(OSError):
                 line.sendall(text.encode())
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._leaving.set()
-        self._say("bye\n")
+        self._say("bye\n" if kind is None else f"failed {jax.process_index()}\n")
         self._undo.close()
+
+
+def part(seconds: float = 10.0) -> None:
+    """Lets go of a process that waits at its end for this one, which is about to end too; gives up after `seconds`."""
+    leaving = threading.Thread(target=jax.distributed.shutdown, name="part", daemon=True)
+    leaving.start()
+    leaving.join(seconds)
 
 
 class Anyone:
@@ -286,15 +311,20 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def check_agreed(facts: Mapping[str, Any]) -> None:
-    """Raises `UserError` in every process where one has another value than the first; facts are JSON-ready."""
+def check_agreed(facts: Mapping[str, Any], same: str = "the same code, versions and settings") -> None:
+    """Raises `UserError` in every process where one has another value than the first.
+
+    Args:
+      facts: JSON-ready values by what they are called.
+      same: what all are to be started with.
+    """
     told = gathered(dict(facts))
     for name in told[0]:
         for process, theirs in enumerate(told):
             check(
                 theirs.get(name) == told[0][name],
                 f"process {process} has {name} {_short(theirs.get(name))}, and process 0 {_short(told[0][name])};"
-                " start all processes with the same code, versions and settings",
+                f" start all processes with {same}",
             )
 
 
@@ -314,6 +344,55 @@ def check_shared_out(what: str, mine: list[int], total: int) -> None:
             )
     missing = sorted(set(range(total)).difference(*told))
     check(not missing, f"{what} {missing[:5]} of {total} belong to no process; check cluster.process of each")
+
+
+SEEN_WITHIN = 60.0
+"""Seconds within which what one host writes is there for all: so long NFS remembers of a name that nothing has it."""
+
+
+def check_shared(folder: Path) -> None:
+    """Raises `UserError` in every process unless `folder` is the same for all, and each can write there.
+
+    Args:
+      folder: as each process finds it; the first one has it.
+    """
+    told = gathered([socket.gethostname(), secrets.token_hex(8), str(folder.absolute())])
+    if len(told) == 1:
+        return
+    (first, token, theirs), me = told[0], jax.process_index()
+    # Hidden, and named as `RunDirectory` names what is being written: one that is left behind is in nobody's way.
+    marks = [folder / f".writing-{token}-{process}" for process in range(len(told))]
+    try:
+        with agreeing():
+            if me == 0:
+                _write_mark(marks[0])
+        with agreeing():
+            deadline = time.monotonic() + SEEN_WITHIN
+            while not (seen := marks[0].exists()) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            found = "another folder" if folder.is_dir() else "not there"
+            check(
+                seen,
+                f"{folder.absolute()} on host {told[me][0]} is {found}, not the {theirs} of process 0 on host {first};"
+                " all processes of a run write its checkpoints together: give --run a folder of a file system that all"
+                " hosts share",
+            )
+            if me != 0:
+                _write_mark(marks[me])
+    finally:
+        for mark in marks if me == 0 else [marks[me]]:
+            with contextlib.suppress(OSError):
+                mark.unlink(missing_ok=True)
+
+
+def _write_mark(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise UserError(
+            f"can't write to {path.parent.absolute()} on host {socket.gethostname()} ({error.strerror}); all processes"
+            " of a run write its checkpoints together: make it writable there, or choose another folder with --run"
+        ) from None
 
 
 @contextlib.contextmanager

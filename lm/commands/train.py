@@ -4,6 +4,7 @@ import errno
 import os
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from lm import config as configs
 from lm import run as runs
-from lm.cluster import ClusterConfig, Watch, join, leads
+from lm.cluster import ClusterConfig, Watch, join, leads, part
 from lm.commands.exits import DONE, FAILED, PREEMPTED
 from lm.commands.shared import check_typed, launched, next_commands, open_console, show
 from lm.config import Experiment
@@ -127,23 +128,35 @@ def _resume(path: Path, rest: list[str]) -> int:
     )
 
 
-def _give_up(path: Path, reason: str) -> NoReturn:
-    """Ends this process, from whatever thread: what another was to send it will never come."""
+_giving_up = threading.Lock()
+
+
+def _give_up(path: Path, reason: str, awaited: bool = False) -> NoReturn:
+    """Ends this process, from whatever thread: what another was to send it will never come.
+
+    With `awaited`, the other one waits for this one to part from it.
+    """
+    _giving_up.acquire()  # for good: who comes second, as where the loss shows in two ways, has nothing to add
+    begun = (path / "config.json").exists()
     print(
         f"lm: training failed: {reason}; what was saved before is whole: start all processes again with"
-        f" `lm train --resume {shlex.quote(str(path))}`",
+        f" `lm train --resume {shlex.quote(str(path))}`"
+        if begun
+        else f"lm: training failed: {reason}; nothing was saved yet: start all processes again",
         file=sys.stderr,
         flush=True,
     )
-    if leads() and (path / "config.json").exists():
+    if leads() and begun:
         RunDirectory(path).set_status("failed", reason=reason)
+    if awaited:
+        part()
     os._exit(FAILED)  # JAX would wait at its exit for the one that is gone
 
 
 def _train(console: Console, path: Path, go: Callable[[TrainingReporter, PreparationReporter], Outcome]) -> int:
     progress = PreparationReporter(console)
     try:
-        with Watch(lambda process: _give_up(path, f"process {process} ended without a word")):
+        with Watch(lambda became, awaited: _give_up(path, became, awaited)):
             outcome = go(TrainingReporter(console), progress)
     except TrainingHaltedError as error:
         print(f"lm: training halted: {error}", file=sys.stderr)

@@ -26,7 +26,7 @@ from lm.data import loader
 from lm.data.mixture import MixedDatasets, open_mixture
 from lm.data.objectives.taught import TaughtExamples, load_lessons
 from lm.data.prepare import Progress
-from lm.errors import check
+from lm.errors import UserError, check
 from lm.loop import Feed, Outcome, Reporter, check_resumable, fit
 from lm.models.transformer import HOST, ModelConfig, Transformer
 from lm.optim import check_patterns, freezing, make_optimizer, make_schedule
@@ -175,23 +175,26 @@ def start(
         RunDirectory.check_new(path)
         experiment = _with_settled_teacher(experiment)
     census(experiment, mesh)
-    with cluster.agreeing(), prepared(experiment, progress) as dataset:
-        model = experiment.model.with_vocabulary(dataset.tokenizer.vocab_size)
-        model = experiment.task.settle(model, dataset.labels)
-        experiment = dataclasses.replace(experiment, model=model)
-        parts = _Parts.build(experiment, dataset, mesh, reporter)
-        new: tuple[str, ...] = ()
-        if experiment.init_from.run is not None:
-            fingerprint = dataset.tokenizer.fingerprint()
-            shapes, _ = abstract_params(parts.model, mesh)
-            new = check_parent(experiment, fingerprint, shapes, mesh)
-            moves = dict(tree.path_leaves(freezing(experiment.optim, shapes).moves))
-            drawn = [path for path in new if not moves[path] and "/lora_" not in path]
-            check(
-                not drawn,
-                f"{', '.join(drawn)} would begin anew and stay as drawn, as optim.rates freezes it; give it a factor"
-                " above 0",
-            )
+    with contextlib.ExitStack() as undo:
+        with cluster.agreeing():
+            dataset = undo.enter_context(prepared(experiment, progress))
+            model = experiment.model.with_vocabulary(dataset.tokenizer.vocab_size)
+            model = experiment.task.settle(model, dataset.labels)
+            experiment = dataclasses.replace(experiment, model=model)
+            parts = _Parts.build(experiment, dataset, mesh, reporter)
+            new: tuple[str, ...] = ()
+            if experiment.init_from.run is not None:
+                fingerprint = dataset.tokenizer.fingerprint()
+                shapes, _ = abstract_params(parts.model, mesh)
+                new = check_parent(experiment, fingerprint, shapes, mesh)
+                moves = dict(tree.path_leaves(freezing(experiment.optim, shapes).moves))
+                drawn = [path for path in new if not moves[path] and "/lora_" not in path]
+                check(
+                    not drawn,
+                    f"{', '.join(drawn)} would begin anew and stay as drawn, as optim.rates freezes it; give it a"
+                    " factor above 0",
+                )
+        cluster.check_agreed({"dataset": dataset.fingerprint}, "the same text and tokenizer")
     if parts.feed.validation is None:
         reporter.message(
             "no validation split, so nothing will be evaluated: no document fell into it; make more and smaller"
@@ -217,16 +220,30 @@ def start(
             f"{parts.cut} of {parts.examples} training documents are longer than a row and lose a part; a larger"
             " data.seq_len (or task.source_len) keeps it"
         )
+    made = [entry for entry in (path / "log.txt", path, *path.parents) if not entry.exists()]
     with cluster.agreeing():
         run = RunDirectory.create(path, writes=cluster.leads())
         run.lock()
     try:
+        _check_shared(run, made)
         with cluster.agreeing():
             if run.writes:
                 _describe(run, experiment, dataset)
         return _fit(run, parts, reporter, stop_at)
     finally:
         run.unlock()
+
+
+def _check_shared(run: RunDirectory, made: Sequence[Path]) -> None:
+    """Raises `UserError` unless all processes can write to the new run; then what was `made` of it is gone again."""
+    try:
+        cluster.check_shared(run.path)
+    except UserError:
+        if run.writes:
+            with contextlib.suppress(OSError):  # another process has found a use for a folder
+                for entry in made:
+                    entry.rmdir() if entry.is_dir() else entry.unlink()
+        raise
 
 
 def _describe(run: RunDirectory, experiment: Experiment, dataset: AnyDataset) -> None:
@@ -273,16 +290,20 @@ def resume(
         run = RunDirectory.open(path, writes=cluster.leads())
         run.lock()
     try:
-        check_has_dataset(run)
-        saved = load_experiment(run)
-        experiment = override(saved)
-        check_changes(saved, experiment)
-        # The run has its tokenizer; the file it may have come from need not be there any more.
-        own = dataclasses.replace(experiment, tokenizer=TokenizerConfig(kind=f"file:{run.tokenizer}"))
-        mesh = check_experiment(own if not experiment.data.mixture.datasets else experiment)
+        with cluster.agreeing():
+            check_has_dataset(run)
+            saved = load_experiment(run)
+            experiment = override(saved)
+            check_changes(saved, experiment)
+            # The run has its tokenizer; the file it may have come from need not be there any more.
+            own = dataclasses.replace(experiment, tokenizer=TokenizerConfig(kind=f"file:{run.tokenizer}"))
+            mesh = check_experiment(own if not experiment.data.mixture.datasets else experiment)
         census(experiment, mesh)
-        dataset = dataset_of(run, experiment, progress, elsewhere=experiment.data.root != saved.data.root)
-        parts = _Parts.build(experiment, dataset, mesh, reporter)
+        saved_any = cluster.gathered(run.checkpoints.is_dir())[0]
+        cluster.check_shared(run.checkpoints if saved_any else path)
+        with cluster.agreeing():
+            dataset = dataset_of(run, experiment, progress, elsewhere=experiment.data.root != saved.data.root)
+            parts = _Parts.build(experiment, dataset, mesh, reporter)
         step = check_resumable(run, parts.program, dataset.tokenizer.fingerprint())
         check(
             stop_at is None or stop_at > step,
