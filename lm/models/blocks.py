@@ -133,6 +133,8 @@ class Attention(nn.Module):
                 out = attention.self_attention(
                     query, key, value, implementation=self.implementation, segments=c.segments, **scores, **rest
                 )
+            # Also of its gradient, which would come split as the residual stream is, and scores with it.
+            out = constrain(out, "batch", "length", "activation_heads", None)
             segments = c.segments
             if c.balanced and self.is_mutable_collection(INTERMEDIATES):
                 query, key = split_attention.restore(query), split_attention.restore(key)
@@ -201,6 +203,7 @@ class Attention(nn.Module):
             out = split_attention.cross_attention(query, key, value, of_rows, of_source, **options)
         else:
             out = attention.cross_attention(query, key, value, mask, implementation=self.implementation, **options)
+        out = constrain(out, "batch", "length", "activation_heads", None)
         if context.balanced and self.is_mutable_collection(INTERMEDIATES):
             query = split_attention.restore(query)
             segments = None if context.segments is None else split_attention.restore(context.segments)

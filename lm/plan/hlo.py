@@ -152,12 +152,13 @@ class Program:
         """
         payloads: Counter[tuple[str, tuple[str, ...], int]] = Counter()
         counts: Counter[tuple[str, tuple[str, ...], int]] = Counter()
-        # One collective may stand in several fusions that do it piece by piece; its channel tells.
+        # One collective may stand in several fusions that do it piece by piece; its channel tells. Of those that stand
+        # alone it doesn't: all that `jax.shard_map` writes share one.
         runs: dict[str, int] = {}
         parts: dict[str, list[tuple[str, int, int, tuple[str, ...]]]] = {}
         for name, times in self.runs.items():
             for given, part in self._collectives_of(self.computations[name], sizes):
-                channel = given or f"{name} {len(parts)}"
+                channel = given
                 if times < runs.get(channel, times + 1):
                     runs[channel], parts[channel] = times, []
                 if times == runs[channel] and part not in parts[channel]:
@@ -211,22 +212,23 @@ class Program:
     def _collectives_of(
         self, computation: Computation, sizes: Mapping[str, int]
     ) -> Iterator[tuple[str, tuple[str, int, int, tuple[str, ...]]]]:
-        """Channel of each, and kind, payload, devices and axes."""
+        """Of each what it is told by (its channel in a fusion, else its name), and kind, payload, devices and axes."""
         for one in computation.instructions.values():
             if one.opcode == "fusion":
                 inner = self.computations[self._called(one)["calls"][0]]
-                for channel, (kind, size, devices, axes) in self._collectives_of(inner, sizes):
+                for own, (kind, size, devices, axes) in self._collectives_of(inner, sizes):
+                    numbered = re.search(r"channel_id=(\d+)", inner.instructions[own].rest)
                     # A sum of which each device keeps its part.
                     scattered = kind == "all-reduce" and _bytes(one.shape) * devices <= size * 1.001
-                    yield channel, ("reduce-scatter" if scattered else kind, size, devices, axes)
+                    shown = numbered[1] if numbered else f"{one.name} {own}"
+                    yield shown, ("reduce-scatter" if scattered else kind, size, devices, axes)
                 continue
             kind = one.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
             devices, axes = _participants(one.rest, sizes)
-            if devices == 1:
+            if not axes:  # each device with itself
                 continue
-            numbered = re.search(r"channel_id=(\d+)", one.rest)
             parts: Counter[str] = Counter()
             for operand in one.operands:
                 made = computation.instructions.get(operand)
@@ -234,7 +236,7 @@ class Program:
                 gathers = kind == "all-reduce" and made is not None and self._is_part_of_zeros(made, computation)
                 parts[GATHERED_BY_SUMS if gathers else kind] += size * (devices if kind == "all-gather" else 1)
             for name, size in parts.items():
-                yield numbered[1] if numbered else "", (name, size, devices, axes)
+                yield one.name, (name, size, devices, axes)
 
     def _is_part_of_zeros(self, one: Instruction, computation: Computation) -> bool:
         """Whether an array is a device's part among zeros."""

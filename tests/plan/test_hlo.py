@@ -84,6 +84,21 @@ def test_a_collective_that_several_fusions_do_together_counts_once():
     assert Program(piece).collectives(SIZES) == Program(known()).collectives(SIZES)
 
 
+def test_those_that_stand_alone_count_each_whatever_their_channel():
+    """All that `jax.shard_map` writes has channel 1."""
+    line = next(line for line in known().splitlines() if "%whole = " in line)
+    doubled = known().replace(line, f"{line}\n{line.replace('%whole', '%other')}")
+    gathers = [
+        next(one for one in Program(text).collectives(SIZES) if one.kind == "all-gather") for text in (known(), doubled)
+    ]
+    assert gathers[1].payload == 2 * gathers[0].payload
+
+
+def test_what_a_device_sends_to_itself_is_not_moved():
+    text = known().replace("{{0,8},{8,0},{1,9},{9,1}}", "{{0,0},{1,1}}")
+    assert "collective-permute" not in {one.kind for one in Program(text).collectives(SIZES)}
+
+
 def test_a_device_part_among_zeros_that_is_summed_is_a_gather():
     text = (
         known()
