@@ -572,7 +572,7 @@ def test_prepare_and_doctor(world: Path, monkeypatch, capsys: pytest.CaptureFixt
     assert main(["doctor", "--mesh.fsdp", "4"]) == 0
     out = capsys.readouterr().out
     assert f"{len(jax.devices())} x cpu" in out
-    assert "data 2, fsdp 4, tensor 1" in out
+    assert "data 2, fsdp 4, context 1, tensor 1" in out
     assert re.search(r"host memory +\d", out)
 
 
