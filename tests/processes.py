@@ -27,8 +27,9 @@ def free_port() -> int:
 
 def environment() -> dict[str, str]:
     """This one's, without what was set for a single process with many devices."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    return kept | {"PYTHONPATH": str(ROOT)}
+    kept = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag]
+    return kept | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": " ".join(flags)}
 
 
 def start(
