@@ -52,7 +52,19 @@ _GPUS: dict[str, bool | int] = {
     "xla_gpu_all_reduce_combine_threshold_bytes": 512 * 2**20,
 }
 
-_TPUS: dict[str, bool | int] = {}
+# libtpu overlaps by itself: its scheduler hides latency, gathers and permutes are asynchronous and fused with products,
+# products are cut to go along with what they wait for, sums between slices run beside the layers. Asking for any of
+# that changed no program (libtpu 0.0.42). What follows is off by default, and on in MaxText
+# (benchmarks/xla_flags_library.py).
+_TPU_COPIES: dict[str, bool | int] = {
+    # For a model in several copies: the sum of their gradients begins and ends apart, with products between. Without
+    # copies nothing large is summed, and memory would grow.
+    "xla_enable_async_all_reduce": True,
+}
+_TPU_V6E: dict[str, bool | int] = {
+    # KiB of the 128 MiB of vector memory that one operation may take: larger tiles, fewer trips to the main memory.
+    "xla_tpu_scoped_vmem_limit_kib": 98304,
+}
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool | int]:
@@ -61,13 +73,17 @@ def compiler_options(mesh: Mesh) -> dict[str, bool | int]:
     Options of a program win over the environment's. So those that `XLA_FLAGS` or `LIBTPU_INIT_ARGS` name are left out,
     and whoever runs the program has the last word.
     """
-    platform = mesh.devices.flat[0].platform
-    if platform == "cpu":
-        options = _CPU
-    elif mesh.size == 1:  # nothing to overlap
-        options = {}
-    else:
-        options = _TPUS if platform == "tpu" else _GPUS
+    first = mesh.devices.flat[0]
+    options: dict[str, bool | int] = {}
+    if first.platform == "cpu":
+        options |= _CPU
+    elif first.platform == "tpu":
+        if dict(mesh.shape).get("data", 1) > 1:
+            options |= _TPU_COPIES
+        if first.device_kind.startswith("TPU v6 lite"):
+            options |= _TPU_V6E
+    elif mesh.size > 1:  # else there is nothing to overlap
+        options |= _GPUS
     taken = _named(os.environ.get("XLA_FLAGS", "")) | _named(os.environ.get("LIBTPU_INIT_ARGS", ""))
     return {name: value for name, value in options.items() if name not in taken}
 

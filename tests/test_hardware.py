@@ -1,5 +1,6 @@
 """What depends on the kind of device."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -11,15 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.hardware import PEAK_FLOPS, compiler_options, peak_flops
+from lm.sharding import MeshConfig, make_mesh
 
 ROOT = Path(__file__).parent.parent
 
 
-def mesh_of(platform: str, devices: int) -> SimpleNamespace:
+def mesh_of(platform: str, devices: int, *, data: int = 1, kind: str = "") -> SimpleNamespace:
     """What `compiler_options` looks at of a mesh."""
-    return SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)] * devices), size=devices)
+    found = np.array([SimpleNamespace(platform=platform, device_kind=kind)] * devices)
+    return SimpleNamespace(devices=found, size=devices, shape={"data": data, "fsdp": devices // data})
 
 
 @pytest.fixture(autouse=True)
@@ -60,10 +64,39 @@ def test_the_installed_xla_knows_every_option_for_gpus_and_cpus():
             compiled({f"{name}_of_no_xla": value})
 
 
-def test_options_about_collectives_are_for_several_devices():
-    for platform in ("gpu", "tpu"):
-        assert compiler_options(mesh_of(platform, 1)) == {}
+def test_options_are_for_those_whom_they_concern():
+    assert compiler_options(mesh_of("gpu", 1)) == {}
     assert compiler_options(mesh_of("cpu", 1)) == compiler_options(mesh_of("cpu", 8))
+    assert compiler_options(mesh_of("tpu", 8)) == {}
+    copies = compiler_options(mesh_of("tpu", 8, data=2))
+    assert set(copies) == {"xla_enable_async_all_reduce"}
+    assert set(compiler_options(mesh_of("tpu", 1, kind="TPU v6 lite"))) == {"xla_tpu_scoped_vmem_limit_kib"}
+    assert compiler_options(mesh_of("tpu", 1, kind="TPU v5 lite")) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.parametrize(("topology", "slices"), [("v5e:2x2", 1), ("v5e:2x2", 2), ("v6e:2x2", 1), ("v5p:2x2x1", 1)])
+def test_the_installed_libtpu_knows_every_option(topology: str, slices: int):
+    """A sum over copies of a model, compiled for chips that aren't here with all that these would be given."""
+    from jax.experimental import topologies
+
+    found = topologies.get_topology_desc(topology, platform="tpu", num_slices=slices).devices
+    mesh = make_mesh(MeshConfig(data=2, fsdp=-1), list(found))
+    options = compiler_options(mesh)
+    assert "xla_enable_async_all_reduce" in options
+    assert ("xla_tpu_scoped_vmem_limit_kib" in options) == topology.startswith("v6e")
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    whole = NamedSharding(mesh, PartitionSpec())
+    array = jax.ShapeDtypeStruct((64, 256), jnp.float32, sharding=rows)
+
+    def lowered():
+        return jax.jit(lambda x: x.sum(0), out_shardings=whole).lower(array)
+
+    assert "all-reduce" in lowered().compile(compiler_options=options).as_text()
+    for name in options:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+            lowered().compile(compiler_options={f"{name}_of_no_xla": True})
 
 
 def test_what_the_environment_names_is_left_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
