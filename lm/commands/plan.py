@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is opened, so that several plans may be made at once
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -43,8 +44,8 @@ def run(arguments: list[str]) -> int:
         """Options of `lm plan` besides the settings of the experiment."""
 
         topology: str = "v5p:2x2x1"
-        """What to plan for: TPUs by their slice (v4:2x2x2, v5e:4x4, v5p:4x4x4, v6e:16x16), GPUs by their number
-        (a100:8, h100:64, h200:1), or fake devices of this machine (cpu:8)."""
+        """What to plan for: TPUs by their slice (v4:2x2x2, v5e:4x4, v5p:4x4x4, v6e:16x16), several slices
+        (2xv5p:4x4x4), GPUs by their number (a100:8, h100:64, h200:1), or fake devices of this machine (cpu:8)."""
         compile: Literal["auto", "yes", "no"] = "auto"
         """Compile the train step for the topology: auto = TPUs and cpu; no = the analytic model alone, in seconds."""
         search: bool = False
@@ -196,6 +197,8 @@ def _show(console: "Console", path: Path, plan: "Plan") -> None:
         row("least seconds of a step: computing", f"{times.compute:.3f}")
         row("  memory", f"{times.memory:.3f}")
         row("  links", f"{times.links:.3f}")
+        if times.host:
+            row("  the host, there and back", f"{times.host:.3f}")
         row("  all at once, one after another", f"{times.least:.3f}, {times.most:.3f} (bound by {times.bound})")
         row("MFU at most", f"{plan.mfu[1]:.1%}, without overlap {plan.mfu[0]:.1%}")
         row("tokens a day at most", f"{plan.tokens_per_day[1]:.3g}, without overlap {plan.tokens_per_day[0]:.3g}")
@@ -227,6 +230,8 @@ def _show(console: "Console", path: Path, plan: "Plan") -> None:
         memory.add_row("all, by the analytic model", f"{plan.analytic.total / 1e9:.2f}")
     if plan.limit is not None:
         memory.add_row("the chip has", f"{plan.limit / 1e9:.2f}")
+    if plan.host:
+        memory.add_row("besides, in the host's memory", f"{plan.host / 1e9:.2f}")
     console.print(memory)
 
     if plan.collectives:

@@ -20,13 +20,13 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from lm import tree
 from lm.models.attention import choose_implementation
-from lm.models.config import ModelConfig
 from lm.models.layers import GATED
+from lm.models.split_attention import BLOCK, pairs_of
 from lm.optim import freezing
 from lm.plan.chips import Chip
 from lm.plan.hlo import Collective
 from lm.plan.job import Job, boxed_params, rows_apart
-from lm.sharding import parameter_shardings, partition_spec, shardings_like
+from lm.sharding import LENGTH_AXIS, Rules, parameter_shardings, partition_spec, shardings_like
 
 _FLOAT = 4
 
@@ -37,8 +37,8 @@ _SCORE_TRAFFIC = 50
 _WIDE_TRAFFIC, _MLP_TRAFFIC = 40, 12
 # Bytes per attention score that are in use at the worst moment of the backward pass, by what is computed again; and
 # those that programs for TPUs hold besides, in gaps where scores of other moments were.
-_SCORE_BYTES = {"none": 4, "dots": 8, "full": 6}
-_SCORE_GAPS = {"none": 0.0, "dots": 10.5, "full": 6.7}
+_SCORE_BYTES = {"none": 4, "dots": 8, "offload": 8, "full": 6}
+_SCORE_GAPS = {"none": 0.0, "dots": 10.5, "offload": 2.9, "full": 6.0}
 _SCORE_GAPS_SMALL = 2.5  # v5e and v6e, of a core with less memory
 _GAPS = 0.05
 
@@ -52,6 +52,8 @@ class Estimate:
     collectives: list[Collective]
     traffic: int
     """Bytes to and from memory."""
+    host: int = 0
+    """Bytes that wait in the host's memory for the backward pass."""
 
     @property
     def total(self) -> int:
@@ -89,10 +91,12 @@ def estimate(job: Job, sizes: Mapping[str, int], chip: Chip | None) -> Estimate:
     parameters = _parameters(job.plain(), tuple(sizes.items()))
     rows = job.train.batch_size // rows_apart(sizes)
     at_once = rows // job.train.accumulate
+    stacks = _stacks(job, sizes, platform, at_once)
     return Estimate(
-        memory=_memory(job, sizes, chip, parameters, rows, at_once),
-        collectives=_collectives(job, sizes, parameters, at_once),
-        traffic=_traffic(job, sizes, platform, parameters, at_once),
+        memory=_memory(job, sizes, chip, parameters, rows, at_once, stacks),
+        collectives=_collectives(job, sizes, parameters, at_once, stacks, platform),
+        traffic=_traffic(job, sizes, parameters, at_once, stacks),
+        host=sum(stack.layers * stack.tokens * stack.kept[1] for stack in stacks),
     )
 
 
@@ -110,7 +114,9 @@ def state_bytes(job: Job, sizes: Mapping[str, int]) -> int:
 def _state_bytes(job: Job, sizes: tuple[tuple[str, int], ...]) -> int:
     mesh, shapes = abstract_mesh(dict(sizes)), job.state()
     boxed = boxed_params(job.model, freezing(job.experiment.optim, job.params()).lower)
-    return local_bytes(shapes, shardings_like(shapes, nn.unbox(boxed), parameter_shardings(boxed, mesh), mesh))
+    return local_bytes(
+        shapes, shardings_like(shapes, nn.unbox(boxed), parameter_shardings(boxed, mesh, _rules(job)), mesh)
+    )
 
 
 def local_bytes(shapes: Any, shardings: Any) -> int:
@@ -121,6 +127,10 @@ def local_bytes(shapes: Any, shardings: Any) -> int:
     )
 
 
+def _rules(job: Job) -> Rules:
+    return job.experiment.mesh.rules
+
+
 def _is_sharding(leaf: Any) -> bool:
     return isinstance(leaf, NamedSharding)
 
@@ -128,7 +138,7 @@ def _is_sharding(leaf: Any) -> bool:
 @functools.lru_cache(maxsize=256)
 def _parameters(job: Job, sizes: tuple[tuple[str, int], ...]) -> list[_Parameter]:
     boxed, mesh = boxed_params(job.model), abstract_mesh(dict(sizes))
-    params, laid = nn.unbox(boxed), parameter_shardings(boxed, mesh)
+    params, laid = nn.unbox(boxed), parameter_shardings(boxed, mesh, _rules(job))
     moves = jax.tree.leaves(freezing(job.experiment.optim, params).moves)
     found = []
     for (path, leaf), at, moved in zip(
@@ -145,6 +155,8 @@ class _Widths:
     """Features of a token in one layer, on one device."""
 
     residual: int
+    stream: int
+    """Of the residual stream between blocks, which `mesh.rules` may split further."""
     heads: int
     """Of queries; of what attention gives."""
     keys_and_values: int
@@ -152,37 +164,83 @@ class _Widths:
     """Of one of the arrays of the feed-forward block."""
     mlp_arrays: int
     """That go in: 2 of a gated one."""
-    vocab: int
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Layers of one kind, on one device."""
+
+    name: str
+    layers: int
+    row: int
+    """Tokens of a row, over all devices that share it."""
+    shared: int
+    """Devices that share it."""
+    tokens: int
+    """Tokens of all rows that are in work at once, on this device."""
+    widths: _Widths
+    balanced: bool
+    """Whether attention goes through pairs of blocks (`lm.models.split_attention`)."""
     scores: int
-    """Attention scores of a token that are written out; 0 where a kernel keeps them to itself."""
+    """Attention scores of a layer that are written out in one pass; 0 where a kernel keeps them to itself."""
+    live: int
+    """Those of them that exist at the same time."""
+    kept: tuple[int, int]
+    """Bytes of a token and layer that wait for the backward pass: on the device, and in the host's memory."""
 
 
-def _split(sizes: Mapping[str, int], name: str, size: int) -> int:
+def _split(job: Job, sizes: Mapping[str, int], name: str, size: int) -> int:
     """The part of a logical axis that a device has."""
-    axes = partition_spec((name,), (size,), dict(sizes))[0]
+    axes = partition_spec((name,), (size,), dict(sizes), _rules(job))[0]
     parts = math.prod(sizes[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
     return size // parts
 
 
-def _widths(job: Job, sizes: Mapping[str, int], platform: str, length: int, seen: int) -> _Widths:
+def _widths(job: Job, sizes: Mapping[str, int], row: int) -> _Widths:
     c = job.model
-    assert c.vocab_size is not None
-    heads = _split(sizes, "heads", c.n_heads)
-    scores = heads * seen
-    kernel = attention_kernel(job, platform, length)
-    if kernel == "cudnn":
-        scores = 0
-    elif kernel == "blocked":
-        scores = scores * 5 // 8
+    shape, names = (row, c.d_model), ("residual_length", "activation_embed")
+    between = partition_spec(names, shape, dict(sizes), _rules(job))
+    axes = {axis for found in between for axis in ((found,) if isinstance(found, str) else found or ())}
+    further = math.prod(sizes[axis] for axis in axes - {LENGTH_AXIS})
     return _Widths(
         residual=c.d_model,
-        heads=heads * c.width_of_head,
-        keys_and_values=2 * _split(sizes, "kv", c.kv_heads) * c.width_of_head,
-        mlp=_split(sizes, "mlp", c.width_of_mlp),
+        stream=c.d_model // further,
+        heads=_split(job, sizes, "activation_heads", c.n_heads) * c.width_of_head,
+        keys_and_values=2 * _split(job, sizes, "activation_kv", c.kv_heads) * c.width_of_head,
+        mlp=_split(job, sizes, "activation_mlp", c.width_of_mlp),
         mlp_arrays=2 if c.activation in GATED else 1,
-        vocab=_split(sizes, "vocab", c.vocab_size),
-        scores=scores,
     )
+
+
+def _stacks(job: Job, sizes: Mapping[str, int], platform: str, at_once: int) -> list[_Stack]:
+    c = job.model
+    length, source = job.lengths
+    found = [_stack(job, sizes, platform, at_once, "layers", c.n_layers, length + c.prompt_len)]
+    if c.encoder_layers:
+        found.append(_stack(job, sizes, platform, at_once, "encoder_layers", c.encoder_layers, source))
+    return found
+
+
+def _stack(job: Job, sizes: Mapping[str, int], platform: str, at_once: int, name: str, layers: int, row: int) -> _Stack:
+    c = job.model
+    shared = sizes[LENGTH_AXIS] if row % sizes[LENGTH_AXIS] == 0 else 1
+    tokens = at_once * row // shared
+    w = _widths(job, sizes, row)
+    heads = w.heads // c.width_of_head
+    plain = name == "layers" and c.mask == "causal" and c.positions != "relative" and not c.attention_dropout
+    balanced = shared > 1 and plain and row % (2 * shared) == 0
+    if balanced:
+        chunk = row // (2 * shared)
+        blocks = next(n for n in range(-(-chunk // BLOCK), chunk + 1) if chunk % n == 0)
+        size = chunk // blocks
+        live = at_once * heads * size**2
+        scores = live * pairs_of(shared, blocks, size, c.window).shape[1]
+    else:
+        kernel = "xla" if shared > 1 else attention_kernel(job, platform, row)
+        scores = {"cudnn": 0, "blocked": tokens * heads * row * 5 // 8}.get(kernel, tokens * heads * row)
+        live = scores
+    kept = _kept(job, w, shared, balanced, scores // max(tokens, 1))
+    return _Stack(name, layers, row, shared, tokens, w, balanced, scores, live, kept)
 
 
 def attention_kernel(job: Job, platform: str, length: int) -> str:
@@ -204,24 +262,20 @@ def attention_kernel(job: Job, platform: str, length: int) -> str:
     )
 
 
-def _stacks(job: Job) -> list[tuple[str, int, int]]:
-    """Stacks by name, with their layers and the tokens of a row."""
-    length, source = job.lengths
-    found = [("layers", job.model.n_layers, length + job.model.prompt_len)]
-    return found + ([("encoder_layers", job.model.encoder_layers, source)] if job.model.encoder_layers else [])
-
-
-def kept_bytes(model: ModelConfig, widths: _Widths) -> int:
-    """Bytes of a token and layer that wait for the backward pass."""
-    w, item = widths, np.dtype(model.compute_dtype).itemsize
-    crossed = 2 * w.residual + w.heads if model.encoder_layers else 0
-    if model.remat == "full":
-        return item * w.residual
-    if model.remat == "dots":
-        return item * (2 * w.residual + w.heads + w.keys_and_values + w.mlp_arrays * w.mlp + crossed)
-    # Norms keep what they compute in float32, attention its scores and probabilities.
+def _kept(job: Job, widths: _Widths, shared: int, balanced: bool, scores: int) -> tuple[int, int]:
+    """Bytes of a token and layer that wait for the backward pass: on the device, and in the host's memory."""
+    c, w, item = job.model, widths, np.dtype(job.model.compute_dtype).itemsize
+    crossed = 2 * w.residual + w.heads if c.encoder_layers else 0
+    if c.remat == "full":
+        return item * w.stream, 0
+    if c.remat in ("dots", "offload"):
+        products = item * (w.stream + w.heads + w.keys_and_values + w.mlp_arrays * w.mlp + crossed)
+        return (item * w.stream, products) if c.remat == "offload" else (item * w.stream + products, 0)
+    # Norms keep what they compute in float32, attention its scores and probabilities; or by pairs of blocks, the keys
+    # and values of the whole row and what it gives in float32.
     narrow = item * (3 * w.residual + w.heads + 3 * w.mlp_arrays * w.mlp + crossed)
-    return narrow + 6 * _FLOAT * w.residual + (_FLOAT + item) * w.scores
+    attended = item * (w.heads + shared * w.keys_and_values) + _FLOAT * w.heads
+    return narrow + 6 * _FLOAT * w.residual + (attended if balanced else (_FLOAT + item) * scores), 0
 
 
 def _memory(
@@ -231,31 +285,30 @@ def _memory(
     parameters: list[_Parameter],
     rows: int,
     at_once: int,
+    stacks: list[_Stack],
 ) -> dict[str, int]:
     c, item = job.model, np.dtype(job.model.compute_dtype).itemsize
-    platform = "cpu" if chip is None else chip.platform
     batch = sum(math.prod(s.shape) * s.dtype.itemsize for s in job.batch(rows).values())
     local = [p.count // (p.fsdp * p.tensor) for p in parameters]
     gradients = sum(_FLOAT * n for n, p in zip(local, parameters) if p.trained)
     # The loop over layers reads copies in the compute dtype, made before it.
     copies = sum(item * n for n, p in zip(local, parameters) if p.layered and p.itemsize != item)
     kept, work, scores = 0, 0, 0
-    for stack, layers, length in _stacks(job):
-        tokens = at_once * length
-        w = _widths(job, sizes, platform, length, length)
-        kept += layers * tokens * kept_bytes(c, w)
-        layer = sum(p.count // p.tensor for p in parameters if p.path.startswith(f"{stack}/")) // max(layers, 1)
+    for stack in stacks:
+        w, tokens = stack.widths, stack.tokens
+        kept += stack.layers * tokens * stack.kept[0]
+        of_layer = [p for p in parameters if p.path.startswith(f"{stack.name}/")]
+        layer = sum(p.count // p.tensor for p in of_layer) // max(stack.layers, 1)
         wide = tokens * (3 * w.residual + 2 * w.mlp_arrays * w.mlp) * item
+        if stack.balanced:
+            # Keys and values of the whole row, and their gradients in float32; the like of queries and results.
+            wide += tokens * (stack.shared * w.keys_and_values * (item + _FLOAT) + 3 * w.heads * _FLOAT)
         gathered = layer * item if sizes["fsdp"] > 1 else 0
-        work = max(work, tokens * w.scores * _SCORE_BYTES[c.remat] + wide + 2 * gathered)
-        scores = max(scores, tokens * w.scores)
-    length = job.lengths[0]
-    w = _widths(job, sizes, platform, length, length)
-    chunk = getattr(job.task, "loss_chunk", 0) or length
-    logits = at_once * min(chunk, length) * w.vocab * _FLOAT * 2
-    hidden = at_once * length * w.residual * item * 2
+        work = max(work, stack.live * _SCORE_BYTES[c.remat] + wide + 2 * gathered)
+        scores = max(scores, stack.live)
+    logits, hidden = _ends(job, sizes, at_once)
     tables = sum(p.count // p.tensor for p in parameters if not p.layered and p.fsdp > 1 and p.trained)
-    ends = logits + hidden + tables * _FLOAT
+    ends = logits * _FLOAT * 2 + hidden * item * 2 + tables * _FLOAT
     parts = {
         "gradients": gradients * (2 if job.train.accumulate > 1 else 1),
         "parameters in the compute dtype": copies,
@@ -268,13 +321,30 @@ def _memory(
     return {"state": state_bytes(job, sizes), "batch": batch, **parts, "gaps": gaps}
 
 
-def _collectives(job: Job, sizes: Mapping[str, int], parameters: list[_Parameter], at_once: int) -> list[Collective]:
-    """Gathered parameters, reduced gradients, and the sums between tensor-parallel products."""
+def _ends(job: Job, sizes: Mapping[str, int], at_once: int) -> tuple[int, int]:
+    """Logits that exist at once on a device, and numbers of the hidden states that the head reads."""
+    c, length = job.model, job.lengths[0]
+    assert c.vocab_size is not None
+    shared = sizes[LENGTH_AXIS] if length % sizes[LENGTH_AXIS] == 0 else 1
+    chunk = min(getattr(job.task, "loss_chunk", 0) or length, length)
+    vocab = _split(job, sizes, "vocab", c.vocab_size)
+    return at_once * -(-chunk // shared) * vocab, at_once * length // shared * c.d_model
+
+
+def _collectives(
+    job: Job,
+    sizes: Mapping[str, int],
+    parameters: list[_Parameter],
+    at_once: int,
+    stacks: list[_Stack],
+    platform: str,
+) -> list[Collective]:
+    """Gathered parameters, reduced gradients, sums between tensor-parallel products, keys and values of split rows."""
     c, item, times = job.model, np.dtype(job.model.compute_dtype).itemsize, job.train.accumulate
     length = job.lengths[0]
     chunk = getattr(job.task, "loss_chunk", 0)
+    copies = ("data", LENGTH_AXIS)  # devices that have the same part of a parameter, and other tokens
     pieces = -(-length // chunk) if chunk else 1
-    fsdp, tensor = sizes["fsdp"], sizes["tensor"]
     found: dict[tuple[str, tuple[str, ...]], list[int]] = {}
 
     def add(kind: str, axes: tuple[str, ...], payload: int, count: int) -> None:
@@ -296,27 +366,51 @@ def _collectives(job: Job, sizes: Mapping[str, int], parameters: list[_Parameter
                 add("all-gather", ("fsdp",), part * item // layers, gathers * layers * times)
                 if p.trained:
                     add("reduce-scatter", ("fsdp",), part * item // layers, layers * times)
-                    add("all-reduce", ("data",), part * item // layers // fsdp, layers * times)
+                    add("all-reduce", copies, part * item // layers // p.fsdp, layers * times)
                 continue
             if table:
                 add("all-gather", ("fsdp",), part * p.itemsize, times)
                 if p.trained:
-                    add("all-reduce", ("data", "fsdp"), part * _FLOAT, times)
+                    add("all-reduce", ("data", "fsdp", LENGTH_AXIS), part * _FLOAT, times)
             if head:
                 add("all-gather", ("fsdp",), part * item, pieces * times)
                 if p.trained:
                     add("reduce-scatter", ("fsdp",), part * _FLOAT, pieces * times)
-                    add("all-reduce", ("data",), part * _FLOAT // fsdp, times)
+                    add("all-reduce", copies, part * _FLOAT // p.fsdp, times)
         elif p.trained:
-            add("all-reduce", ("data", "fsdp"), part * (item if p.layered else _FLOAT), times)
-    if tensor > 1:
-        again = 1 if c.remat == "full" else 0
-        for stack, layers, row in _stacks(job):
-            sums = 4 + again + (2 + again if c.encoder_layers and stack == "layers" else 0)
-            add("all-reduce", ("tensor",), at_once * row * c.d_model * item, sums * layers * times)
-        assert c.vocab_size is not None
-        if _split(sizes, "vocab", c.vocab_size) < c.vocab_size:
-            add("all-reduce", ("tensor",), 2 * at_once * length * c.d_model * item, times)
+            add("all-reduce", ("data", "fsdp", LENGTH_AXIS), part * (item if p.layered else _FLOAT), times)
+    again = 1 if c.remat == "full" else 0
+    for stack in stacks:
+        w, crossing = stack.widths, bool(c.encoder_layers) and stack.name == "layers"
+        width = stack.tokens * c.d_model * item
+        # The two products that go back into the residual stream, and the gradients of those that leave it; XLA for
+        # CPUs sums each of the latter alone, others what they add up to.
+        leave = 3 + w.mlp_arrays if platform == "cpu" else 2
+        sums = (2 + leave + again + (2 + again if crossing else 0)) * stack.layers * times
+        split = w.stream < w.residual
+        add("reduce-scatter" if split and platform != "cpu" else "all-reduce", ("tensor",), width, sums)
+        if split:  # what the norms give, and gradients of what goes back, on their way into products
+            add("all-gather", ("tensor",), width, (4 if c.remat == "none" else 6) * stack.layers * times)
+        if stack.shared > 1:
+            # Keys and values of the whole row; where they are not kept, once more in the backward pass.
+            row = stack.tokens * stack.shared * w.keys_and_values // 2 * item
+            passes = 1 if c.remat == "none" else 2
+            add("all-gather", (LENGTH_AXIS,), row, 2 * passes * stack.layers * times)
+            add("reduce-scatter", (LENGTH_AXIS,), row, 2 * stack.layers * times)
+        if stack.balanced:
+            # Two chunks, into balanced order and out of it, and both for the gradients; of two devices each keeps one.
+            moved = 1 if stack.shared == 2 else 2
+            add("collective-permute", (LENGTH_AXIS,), width // 2, 4 * moved * times)
+            if c.positions == "rope":
+                angles = stack.tokens * c.width_of_head // 4 * _FLOAT
+                add("collective-permute", (LENGTH_AXIS,), angles, 2 * moved * times)
+    if crossed := [stack for stack in stacks if stack.name == "encoder_layers" and stack.shared > 1]:
+        row = crossed[0].tokens * crossed[0].shared * crossed[0].widths.keys_and_values // 2 * item
+        add("all-gather", (LENGTH_AXIS,), row, 2 * (1 if c.remat == "none" else 2) * c.n_layers * times)
+        add("reduce-scatter", (LENGTH_AXIS,), row, 2 * c.n_layers * times)
+    assert c.vocab_size is not None
+    if _split(job, sizes, "vocab", c.vocab_size) < c.vocab_size:
+        add("all-reduce", ("tensor",), 2 * _ends(job, sizes, at_once)[1] * item, times)
     collectives = [
         Collective(kind, axes, math.prod(sizes[axis] for axis in axes), payload, count)
         for (kind, axes), (payload, count) in found.items()
@@ -325,23 +419,18 @@ def _collectives(job: Job, sizes: Mapping[str, int], parameters: list[_Parameter
 
 
 def _traffic(
-    job: Job,
-    sizes: Mapping[str, int],
-    platform: str,
-    parameters: list[_Parameter],
-    at_once: int,
+    job: Job, sizes: Mapping[str, int], parameters: list[_Parameter], at_once: int, stacks: list[_Stack]
 ) -> int:
     item, times = np.dtype(job.model.compute_dtype).itemsize, job.train.accumulate
     total = 0
-    for _, layers, length in _stacks(job):
-        w = _widths(job, sizes, platform, length, length)
+    for stack in stacks:
+        w = stack.widths
         per_token = _WIDE_TRAFFIC * (w.residual + w.heads + w.keys_and_values) + _MLP_TRAFFIC * w.mlp * (
             w.mlp_arrays + 1
         )
-        total += layers * at_once * length * (w.scores * _SCORE_TRAFFIC + per_token * item)
-    length = job.lengths[0]
-    w = _widths(job, sizes, platform, length, length)
-    total += at_once * length * w.vocab * _FLOAT * 6
+        total += stack.layers * (stack.scores * _SCORE_TRAFFIC + stack.tokens * per_token * item)
+    pieces = max(job.lengths[0] // (getattr(job.task, "loss_chunk", 0) or job.lengths[0]), 1)
+    total += _ends(job, sizes, at_once)[0] * pieces * _FLOAT * 6
     # Weights: read forward, read twice backward, written where they are gathered, and their gradients.
     total += sum(p.count // p.tensor * item * (7 if p.fsdp > 1 else 5) for p in parameters)
     # The optimizer reads and writes the state and reads gradients.

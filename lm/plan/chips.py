@@ -38,8 +38,11 @@ class Chip:
     chips_per_host: int
     host_memory: int
     """Bytes of a host's RAM."""
+    host_bandwidth: float
+    """Between a chip and its host's memory (PCIe). TPUs: https://jax-ml.github.io/scaling-book/tpus; GPUs: 16 lanes of
+    PCIe 4 (A100) or 5, as their data sheets have it."""
     largest: int
-    """Chips of the largest slice that a topology can name; of GPUs, none."""
+    """Chips of the largest slice that can be had; of GPUs, none."""
     axes: int
     """Axes of a topology: 2 or 3 of a torus, 1 of GPUs (their number)."""
     source: str
@@ -59,6 +62,7 @@ CHIPS: dict[str, Chip] = {
             network_bandwidth=6.25e9,
             chips_per_host=4,
             host_memory=407 * _GIB,
+            host_bandwidth=16e9,
             largest=4096,
             axes=3,
             source=f"{_CLOUD}/v4; links: 6 x 50 GB/s, arXiv:2304.01433, table 4",
@@ -74,6 +78,7 @@ CHIPS: dict[str, Chip] = {
             network_bandwidth=3.125e9,
             chips_per_host=4,
             host_memory=192 * 10**9,
+            host_bandwidth=16e9,
             largest=256,
             axes=2,
             source=f"{_CLOUD}/v5e (400 GB/s of links in both directions; 6.4 Tbit/s of network a pod of 256)",
@@ -89,9 +94,10 @@ CHIPS: dict[str, Chip] = {
             network_bandwidth=6.25e9,
             chips_per_host=4,
             host_memory=448 * 10**9,
-            largest=8960,
+            host_bandwidth=16e9,
+            largest=6144,
             axes=3,
-            source=f"{_CLOUD}/v5p (1,200 GB/s of links in both directions; 50 Gbit/s of network)",
+            source=f"{_CLOUD}/v5p (1,200 GB/s of links in both directions; 50 Gbit/s of network; 16x16x24 at most)",
         ),
         Chip(
             name="v6e",
@@ -104,6 +110,7 @@ CHIPS: dict[str, Chip] = {
             network_bandwidth=12.5e9,
             chips_per_host=4,
             host_memory=720 * 10**9,
+            host_bandwidth=32e9,
             largest=256,
             axes=2,
             source=f"{_CLOUD}/v6e (800 GB/s of links in both directions)",
@@ -119,6 +126,7 @@ CHIPS: dict[str, Chip] = {
             network_bandwidth=25e9,
             chips_per_host=8,
             host_memory=2048 * 10**9,
+            host_bandwidth=32e9,
             largest=0,
             axes=1,
             source="NVIDIA A100 80GB SXM and DGX A100 640GB data sheets (NVLink 600 GB/s both ways, 8 x 200 Gbit/s)",
@@ -134,6 +142,7 @@ CHIPS: dict[str, Chip] = {
             network_bandwidth=50e9,
             chips_per_host=8,
             host_memory=2048 * 10**9,
+            host_bandwidth=64e9,
             largest=0,
             axes=1,
             source="NVIDIA H100 SXM and DGX H100 data sheets (dense; NVLink 900 GB/s both ways, 8 x 400 Gbit/s)",
@@ -149,6 +158,7 @@ CHIPS: dict[str, Chip] = {
             network_bandwidth=50e9,
             chips_per_host=8,
             host_memory=2048 * 10**9,
+            host_bandwidth=64e9,
             largest=0,
             axes=1,
             source="NVIDIA H200 SXM and DGX H200 data sheets (dense; NVLink 900 GB/s both ways, 8 x 400 Gbit/s)",
@@ -162,20 +172,29 @@ class Topology:
     """So many chips of a kind, and how they are wired."""
 
     name: str
-    """As it was asked for: `v5p:4x4x4`, `h100:64`."""
+    """As it was asked for: `v5p:4x4x4`, `2xv5p:4x4x4`, `h100:64`."""
     chip: Chip | None
     """None for `cpu:N`, fake devices of this machine."""
     shape: tuple[int, ...]
+    slices: int = 1
+    """So many of them, joined over the data-centre network."""
 
     @property
     def devices(self) -> int:
         """Number of chips."""
-        return math.prod(self.shape)
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def slice_name(self) -> str:
+        """One of its slices."""
+        return self.name.partition("x")[2] if self.slices > 1 else self.name
 
     @property
     def hosts(self) -> int:
         """Number of machines."""
-        return 1 if self.chip is None else math.ceil(self.devices / self.chip.chips_per_host)
+        if self.chip is None:
+            return 1
+        return math.ceil(self.devices / self.slices / self.chip.chips_per_host) * self.slices
 
     @property
     def platform(self) -> str:
@@ -189,7 +208,10 @@ def describe_known() -> str:
         f"{chip.name}:{'4x4x4' if chip.axes == 3 else '4x4'}" for chip in CHIPS.values() if chip.platform == "tpu"
     )
     gpus = ", ".join(f"{chip.name}:8" for chip in CHIPS.values() if chip.platform == "gpu")
-    return f"{tpus} (chips along each axis), {gpus} (number of GPUs), cpu:8 (fake devices of this machine)"
+    return (
+        f"{tpus} (chips along each axis; 2xv5p:4x4x4 = two such slices), {gpus} (number of GPUs), cpu:8 (fake devices"
+        " of this machine)"
+    )
 
 
 def parse_topology(text: str) -> Topology:
@@ -198,11 +220,18 @@ def parse_topology(text: str) -> Topology:
     Raises:
       UserError: no such chip, or a shape that it does not come in.
     """
+    slices, whole = 1, text
+    if joined := re.fullmatch(r"([1-9][0-9]{0,3})x([a-z].*)", text):
+        slices, text = int(joined[1]), joined[2]
     name, _, size = text.partition(":")
-    known = f"unknown topology {text!r}; known are {describe_known()}"
+    known = f"unknown topology {whole!r}; known are {describe_known()}"
     check(name in CHIPS or name == "cpu", known)
     check(re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", size), known)
     shape = tuple(int(part) for part in size.split("x"))
+    check(
+        slices == 1 or (name in CHIPS and CHIPS[name].platform == "tpu"),
+        f"topology {whole!r}: only TPUs come in slices; give a number, as in {name}:{slices * math.prod(shape)}",
+    )
     if name == "cpu":
         check(len(shape) == 1 and shape[0] <= 1024, f"topology {text!r}: of cpu give a number of devices up to 1024")
         return Topology(text, None, shape)
@@ -222,9 +251,10 @@ def parse_topology(text: str) -> Topology:
         shape == (1,) * chip.axes or (shape[0] % 2 == 0 and shape[1] % 2 == 0),
         f"topology {text!r}: a host of {name} has 2x2 chips, so that the first two axes are even; or all are 1",
     )
-    found = Topology(text, chip, shape)
+    chips = math.prod(shape)
     check(
-        found.devices <= chip.largest,
-        f"topology {text!r}: {found.devices} chips, and a slice of {name} has at most {chip.largest}",
+        chips <= chip.largest,
+        f"topology {whole!r}: {chips} chips, and a slice of {name} has at most {chip.largest}; join several smaller"
+        f" ones, as in 2x{name}:{'x'.join(['4'] * chip.axes)}",
     )
-    return found
+    return Topology(whole, chip, shape, slices)

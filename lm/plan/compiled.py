@@ -38,6 +38,8 @@ class Compiled:
     collectives: list[Collective]
     traffic: int
     """Bytes to and from memory."""
+    host: int = 0
+    """Bytes that the program keeps in the host's memory."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ def devices_of(topology: Topology) -> list[Any]:
         options["chips_per_host_bounds"] = (1, 1, 1)
     if chip.name == "v4":
         options["chip_config_name"] = "megacore"  # a chip is one device, as it is in a run
+    if topology.slices > 1:
+        options["num_slices"] = topology.slices
     try:
-        found = topologies.get_topology_desc(topology.name, platform="tpu", **options)
+        found = topologies.get_topology_desc(topology.slice_name, platform="tpu", **options)
     except Exception as error:
         text = " ".join(str(error).split())
         if "TPU support not installed" in text:
@@ -120,6 +124,7 @@ def compile_step(job: Job, topology: Topology, sizes: Mapping[str, int]) -> Comp
         total=total + plan.temp_size_in_bytes + plan.generated_code_size_in_bytes,
         collectives=program.collectives(sizes),
         traffic=program.traffic(),
+        host=plan.host_temp_size_in_bytes,
     )
 
 

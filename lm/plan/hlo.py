@@ -152,21 +152,13 @@ class Program:
         """
         payloads: Counter[tuple[str, tuple[str, ...], int]] = Counter()
         counts: Counter[tuple[str, tuple[str, ...], int]] = Counter()
-        # One collective may stand in several fusions that do it piece by piece; its channel tells. Of those that stand
-        # alone it doesn't: all that `jax.shard_map` writes share one.
-        runs: dict[str, int] = {}
-        parts: dict[str, list[tuple[str, int, int, tuple[str, ...]]]] = {}
         for name, times in self.runs.items():
-            for given, part in self._collectives_of(self.computations[name], sizes):
-                channel = given
-                if times < runs.get(channel, times + 1):
-                    runs[channel], parts[channel] = times, []
-                if times == runs[channel] and part not in parts[channel]:
-                    parts[channel].append(part)
-        for channel, of_channel in parts.items():
-            for kind, size, devices, axes in of_channel:
-                payloads[kind, axes, devices] += size * runs[channel]
-                counts[kind, axes, devices] += runs[channel]
+            # One collective may stand in several fusions that do it piece by piece; its channel tells. Of those that
+            # stand alone it doesn't: all that `jax.shard_map` writes share one. A round of a loop that is done before
+            # or after it has the channels of the loop.
+            for _, (kind, size, devices, axes) in dict.fromkeys(self._collectives_of(self.computations[name], sizes)):
+                payloads[kind, axes, devices] += size * times
+                counts[kind, axes, devices] += times
         found = [Collective(*key, payload, counts[key]) for key, payload in payloads.items()]
         return sorted(found, key=lambda one: -one.payload)
 

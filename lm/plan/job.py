@@ -98,7 +98,8 @@ class Job:
         """The job with all settings at one value that change no shape of its state."""
         model = _plain(self.model)
         train = dataclasses.replace(self.train, batch_size=1, accumulate=1)
-        experiment = dataclasses.replace(self.experiment, model=model, train=train, mesh=MeshConfig())
+        mesh = MeshConfig(rules=self.experiment.mesh.rules)
+        experiment = dataclasses.replace(self.experiment, model=model, train=train, mesh=mesh)
         return dataclasses.replace(self, experiment=experiment, model=model)
 
     def program(self, mesh: Mesh) -> Program:

@@ -31,7 +31,7 @@ def draw_plan(plan: Plan, path: Path) -> None:
 
     found = plan.times
     if found is not None:
-        names = ("compute", "memory", "links")
+        names = ("compute", "memory", "links", "host") if found.host else ("compute", "memory", "links")
         times.barh(names, [getattr(found, name) for name in names], color="#5b7db1")
         times.invert_yaxis()
         times.set(title=f"least seconds of a step (bound by {found.bound})", xlabel="seconds")

@@ -64,11 +64,18 @@ class Plan:
         return None if self.topology.chip is None else self.topology.chip.memory
 
     @property
+    def host(self) -> int:
+        """Bytes that wait in the host's memory for the backward pass, as compiled where that was done."""
+        return self.compiled.host if isinstance(self.compiled, Compiled) and self.limit else self.analytic.host
+
+    @property
     def fits(self) -> bool | None:
-        """Whether the step's memory is there; None of fake devices."""
-        if self.limit is None:
+        """Whether the step's memory is there, on the device and its host; None of fake devices."""
+        chip = self.topology.chip
+        if chip is None:
             return None
-        return not isinstance(self.compiled, TooLarge) and self.total <= self.limit
+        enough = self.total <= chip.memory and self.host * chip.chips_per_host <= chip.host_memory
+        return not isinstance(self.compiled, TooLarge) and enough
 
     @property
     def collectives(self) -> list[Collective]:
@@ -84,7 +91,9 @@ class Plan:
     @property
     def times(self) -> Times | None:
         """The least times of a step."""
-        return step_times(self.topology, self.sizes, self.done_flops, self.traffic, self.collectives)
+        across = self.job.experiment.mesh.between_slices
+        work = (self.done_flops, self.traffic, self.collectives)
+        return step_times(self.topology, self.sizes, *work, host=self.host, across=across)
 
     @property
     def mfu(self) -> tuple[float, float] | None:
@@ -141,7 +150,7 @@ class Plan:
                 if not isinstance(compiled, Compiled)
                 else {
                     name: getattr(compiled, name)
-                    for name in ("arguments", "aliased", "outputs", "temporary", "code", "peak", "total")
+                    for name in ("arguments", "aliased", "outputs", "temporary", "code", "peak", "total", "host")
                 },
                 "analytic": self.analytic.memory | {"total": self.analytic.total},
             },
@@ -155,6 +164,7 @@ class Plan:
                 "compute": times.compute,
                 "memory": times.memory,
                 "links": times.links,
+                "host": times.host,
                 "overlapping": times.least,
                 "one_after_another": times.most,
                 "bound": times.bound,
@@ -164,6 +174,7 @@ class Plan:
             "days": self.days,
             "checkpoint_bytes": self.checkpoint,
             "host": {
+                "memory_of_activations": self.host * self.topology.devices // self.topology.hosts,
                 "memory_while_saving": self.checkpoint_of_host,
                 "memory": None if self.topology.chip is None else self.topology.chip.host_memory,
                 "rows_per_step": self.rows_of_host,
@@ -193,6 +204,12 @@ def plan_run(
     sizes = sizes_of_axes(experiment.mesh, topology.devices, f"the {topology.devices} devices of the topology")
     job, notes = fitted(job, sizes)
     check_shares(job.experiment, sizes)
+    across = experiment.mesh.between_slices
+    check(
+        sizes[across] % topology.slices == 0,
+        f"mesh.{across} is {sizes[across]}, and topology {topology.name} has {topology.slices} slices that it runs"
+        f" between (mesh.between_slices); make it a multiple of {topology.slices}",
+    )
     check(
         how != "yes" or topology.platform != "gpu",
         f"topology {topology.name}: nothing compiles for GPUs that are not here; leave --compile at auto",
@@ -240,7 +257,7 @@ def with_settings(
     *,
     accumulate: int | None = None,
     batch_size: int | None = None,
-    remat: Literal["none", "dots", "full"] | None = None,
+    remat: Literal["none", "dots", "offload", "full"] | None = None,
 ) -> Job:
     """The job with some settings changed; None leaves one as it is."""
     experiment, model = job.experiment, job.model

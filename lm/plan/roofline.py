@@ -1,4 +1,4 @@
-"""Times that a step takes at least: computing, memory, links; each as if the others took none."""
+"""Times that a step takes at least: computing, memory, links, the host; each as if the others took none."""
 
 from __future__ import annotations
 
@@ -20,25 +20,34 @@ class Times:
     """Traffic of the memory at its full bandwidth."""
     links: float
     """Collectives over all links at their full bandwidth."""
+    host: float = 0.0
+    """What waits in the host's memory for the backward pass, on its way there and back."""
 
     @property
     def least(self) -> float:
-        """Where all three go on at once."""
-        return max(self.compute, self.memory, self.links)
+        """Where all of them go on at once."""
+        return max(self.compute, self.memory, self.links, self.host)
 
     @property
     def most(self) -> float:
         """Where one waits for the other, each at its full rate."""
-        return self.compute + self.memory + self.links
+        return self.compute + self.memory + self.links + self.host
 
     @property
     def bound(self) -> str:
-        """Which of the three takes longest."""
-        return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
+        """Which of them takes longest."""
+        return max(("compute", "memory", "links", "host"), key=lambda name: getattr(self, name))
 
 
 def step_times(
-    topology: Topology, sizes: Mapping[str, int], flops: float, traffic: float, collectives: Sequence[Collective]
+    topology: Topology,
+    sizes: Mapping[str, int],
+    flops: float,
+    traffic: float,
+    collectives: Sequence[Collective],
+    *,
+    host: float = 0.0,
+    across: str = "data",
 ) -> Times | None:
     """The least times of a step; None for fake devices, which have no speed.
 
@@ -48,6 +57,8 @@ def step_times(
       flops: operations of a step over all chips, what is computed twice counted twice.
       traffic: bytes to and from memory of each chip.
       collectives: of each chip.
+      host: bytes of each chip that wait in its host's memory, all at once.
+      across: the mesh axis between slices, where there are several.
     """
     chip = topology.chip
     if chip is None:
@@ -55,19 +66,28 @@ def step_times(
     return Times(
         compute=flops / topology.devices / chip.flops,
         memory=traffic / chip.memory_bandwidth,
-        links=sum(collective_seconds(chip, sizes, one) for one in collectives),
+        links=sum(collective_seconds(topology, sizes, one, across) for one in collectives),
+        host=2 * host / chip.host_bandwidth,
     )
 
 
-def collective_seconds(chip: Chip, sizes: Mapping[str, int], collective: Collective) -> float:
+def collective_seconds(
+    topology: Topology, sizes: Mapping[str, int], collective: Collective, across: str = "data"
+) -> float:
     """Seconds of collectives of one kind.
 
     Within a TPU slice all of a chip's links carry an equal share. Of GPUs, those of one machine talk over NVLink; what
-    leaves a machine is shared by the network cards of those of its GPUs that take part, and goes on at the same time.
+    leaves a machine, or a slice, is shared by the network of those of its chips that take part, and goes on at the same
+    time.
     """
+    chip = topology.chip
+    assert chip is not None
     within = collective.sent / chip.link_bandwidth
-    here = _in_one_host(chip, sizes, collective.axes)
-    if chip.platform == "tpu" or here >= collective.devices:
+    if chip.platform == "tpu":
+        here = collective.devices // (topology.slices if across in collective.axes else 1)
+    else:
+        here = _in_one_host(chip, sizes, collective.axes)
+    if here >= collective.devices:
         return within
     hosts = collective.devices / here
     # What a machine sends of a ring that goes once through all of them.

@@ -13,10 +13,13 @@ from lm.plan.job import Job, rows_apart
 from lm.plan.planning import Plan, make_plan, with_settings
 from lm.sharding import MESH_AXES
 
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "dots", "offload", "full"]
 
 # Tensor parallelism sums activations twice a layer in each direction, which wants the closest devices.
 _MOST_TENSOR = 16
+# Keys and values of the whole row come to each device in every layer, which the work of its own tokens has to be worth:
+# LLaMA 3 splits rows of 131,072 over 16 (arXiv:2407.21783, table 4).
+_LEAST_CONTEXT = 8192
 
 
 def search(job: Job, topology: Topology) -> tuple[list[Plan], int]:
@@ -37,7 +40,10 @@ def search(job: Job, topology: Topology) -> tuple[list[Plan], int]:
     )
     assert chip is not None
     found, tried = [], 0
-    for sizes in meshes(topology.devices, job.model.n_heads):
+    length = job.lengths[0] + job.model.prompt_len
+    for sizes in meshes(topology.devices, job.model.n_heads, length):
+        if sizes[job.experiment.mesh.between_slices] % topology.slices:
+            continue
         apart = rows_apart(sizes)
         if job.train.batch_size % apart:
             continue
@@ -46,7 +52,8 @@ def search(job: Job, topology: Topology) -> tuple[list[Plan], int]:
             for accumulate in (n for n in range(1, rows + 1) if rows % n == 0):
                 tried += 1
                 one = with_settings(job, accumulate=accumulate, remat=remat)
-                if estimate(one, sizes, chip).total <= chip.memory:
+                needs = estimate(one, sizes, chip)
+                if needs.total <= chip.memory and needs.host * chip.chips_per_host <= chip.host_memory:
                     found.append(make_plan(one, topology, sizes))
                     break  # more parts gather parameters more often
     check(
@@ -64,14 +71,25 @@ def _rank(plan: Plan) -> tuple[float, float]:
     return round((times.least + times.most) / 2, 6), plan.total
 
 
-def meshes(devices: int, heads: int) -> Iterator[dict[str, int]]:
-    """All ways to multiply data, fsdp and tensor to so many devices, tensor dividing the heads; others are 1."""
+def meshes(devices: int, heads: int, length: int) -> Iterator[dict[str, int]]:
+    """All ways to multiply the axes to so many devices.
+
+    Args:
+      devices: their number.
+      heads: of queries, which `tensor` divides.
+      length: tokens of a row, of which `context` leaves each device 8,192 or more, in two equal chunks.
+    """
     for tensor in (n for n in range(1, _MOST_TENSOR + 1) if devices % n == 0 and heads % n == 0):
-        rest = devices // tensor
-        for fsdp in (n for n in range(1, rest + 1) if rest % n == 0):
-            sizes = dict.fromkeys(MESH_AXES, 1) | {"data": rest // fsdp, "fsdp": fsdp, "tensor": tensor}
-            assert math.prod(sizes.values()) == devices
-            yield sizes
+        most = max(length // _LEAST_CONTEXT, 1)
+        for context in (
+            n for n in range(1, most + 1) if devices // tensor % n == 0 and (n == 1 or length % (2 * n) == 0)
+        ):
+            rest = devices // tensor // context
+            for fsdp in (n for n in range(1, rest + 1) if rest % n == 0):
+                axes = {"data": rest // fsdp, "fsdp": fsdp, "context": context, "tensor": tensor}
+                sizes = {axis: axes[axis] for axis in MESH_AXES}
+                assert math.prod(sizes.values()) == devices
+                yield sizes
 
 
 def what_would_fit(plan: Plan) -> str:

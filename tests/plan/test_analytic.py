@@ -16,21 +16,37 @@ from lm.plan.chips import CHIPS, parse_topology
 from lm.plan.compiled import Compiled, compile_step
 from lm.plan.job import Job, make_job
 from lm.plan.planning import with_settings
-from lm.sharding import MeshConfig, make_mesh, sizes_of_axes
+from lm.sharding import DEFAULT_RULES, MESH_AXES, MeshConfig, Rules, make_mesh, sizes_of_axes
 from lm.tasks.causal_lm import CausalLM
 from lm.text.tokenizer import TokenizerConfig
 from lm.train import TrainConfig
 
 
-def job(platform: str = "cpu", train: dict[str, Any] | None = None, loss_chunk: int = 16, **model: Any) -> Job:
-    small = {"d_model": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "d_ff": 128, "vocab_size": 512, "max_len": 64}
+def job(
+    platform: str = "cpu",
+    train: dict[str, Any] | None = None,
+    loss_chunk: int = 16,
+    rules: Rules = DEFAULT_RULES,
+    length: int = 32,
+    **model: Any,
+) -> Job:
+    small = {
+        "d_model": 64,
+        "n_layers": 3,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "d_ff": 128,
+        "vocab_size": 512,
+        "max_len": 256,
+    }
     return make_job(
         Experiment(
-            model=llama("1b", unroll=1, **(small | model)),
-            data=DataConfig(seq_len=32),
+            model=llama("1b", unroll=1, **(small | {"max_len": length} | model)),
+            data=DataConfig(seq_len=length),
             tokenizer=TokenizerConfig(kind="byte"),
             task=CausalLM(loss_chunk=loss_chunk),
             train=TrainConfig(**({"steps": 10, "batch_size": 16} | (train or {}))),
+            mesh=MeshConfig(rules=rules),
         ),
         platform,
     )
@@ -52,6 +68,41 @@ def test_collectives_are_those_of_the_compiled_step(axes: dict[str, int], remat:
     for name in ("data", "fsdp"):
         sums = [sum(c.payload for c in each if name in c.axes) for each in (found, compiled.collectives)]
         assert sums[0] == pytest.approx(sums[1], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("axes", "rules"),
+    [
+        ({"fsdp": 4, "context": 2}, Rules()),
+        ({"context": 8}, Rules()),
+        ({"fsdp": 2, "context": 2, "tensor": 2}, Rules()),
+        ({"fsdp": 4, "tensor": 2}, Rules(residual_length=("context", "tensor"))),
+    ],
+)
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_collectives_of_split_rows_are_those_of_the_compiled_step(axes: dict[str, int], rules: Rules, remat: str):
+    sizes = mesh_of(**axes)
+    one = job(remat=remat, loss_chunk=0, rules=rules, length=256)
+    compiled = compile_step(one, parse_topology("cpu:8"), sizes)
+    assert isinstance(compiled, Compiled)
+    found = estimate(one, sizes, None).collectives
+    for name in axes:
+        sums = [sum(c.payload for c in each if name in c.axes) for each in (found, compiled.collectives)]
+        assert sums[0] == pytest.approx(sums[1], rel=0.1), name
+    kinds = [{c.kind for c in each if c.axes == ("context",)} for each in (found, compiled.collectives)]
+    assert kinds[0] == kinds[1]
+
+
+def test_memory_falls_where_rows_and_the_stream_are_split():
+    chip, kept = CHIPS["v5p"], "kept for the backward pass"
+    one = job("tpu", remat="dots", max_len=8192, length=8192, train={"batch_size": 8})
+    alone, spread = (estimate(one, dict.fromkeys(MESH_AXES, 1) | {"context": n}, chip).memory for n in (1, 8))
+    assert alone[kept] == 8 * spread[kept]
+    assert alone["work"] > 8 * spread["work"], "scores exist for a pair of blocks at a time"
+    rules = (Rules(), Rules(residual_length=("context", "tensor")))
+    sizes = mesh_of(fsdp=4, tensor=2)
+    whole, split = (estimate(job("tpu", remat="full", rules=one), sizes, chip).memory for one in rules)
+    assert whole[kept] == 2 * split[kept]
 
 
 def test_accumulation_moves_as_often_as_it_computes():
@@ -96,18 +147,26 @@ def test_a_kernel_that_keeps_its_scores_needs_no_memory_for_them():
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.parametrize(
     ("topology", "axes", "remat"),
-    [("v5p:2x2x1", {"fsdp": 4}, "full"), ("v5p:2x2x1", {"data": 4}, "full"), ("v5p:2x2x1", {"fsdp": 4}, "dots")],
+    [
+        ("v5p:2x2x1", {"fsdp": 4}, "full"),
+        ("v5p:2x2x1", {"data": 4}, "full"),
+        ("v5p:2x2x1", {"fsdp": 4}, "dots"),
+        ("v5p:2x2x1", {"fsdp": 4}, "offload"),
+        ("v5p:2x2x1", {"fsdp": 2, "context": 2}, "full"),
+        ("v5p:2x2x1", {"fsdp": 2, "tensor": 2}, "full"),
+    ],
 )
 def test_within_ten_percent_of_what_is_compiled_for_tpus(topology: str, axes: dict[str, int], remat: Any):
+    rows, length = (2, 8192) if "context" in axes else (16, 2048)
     slice_ = parse_topology(topology)
     sizes = sizes_of_axes(MeshConfig(**({"data": 1} | axes)), slice_.devices, "them")
     one = make_job(
         Experiment(
-            model=llama("1b", compute_dtype="bfloat16", unroll=1, remat=remat),
-            data=DataConfig(seq_len=2048),
+            model=llama("1b", compute_dtype="bfloat16", unroll=1, remat=remat, max_len=8192),
+            data=DataConfig(seq_len=length),
             tokenizer=TokenizerConfig(kind="byte"),
             task=CausalLM(loss_chunk=256),
-            train=TrainConfig(steps=10, batch_size=16),
+            train=TrainConfig(steps=10, batch_size=rows),
         ),
         "tpu",
     )
@@ -117,3 +176,4 @@ def test_within_ten_percent_of_what_is_compiled_for_tpus(topology: str, axes: di
     assert found.total == pytest.approx(compiled.total, rel=0.1)
     sums = [sum(c.payload for c in each) for each in (found.collectives, compiled.collectives)]
     assert sums[0] == pytest.approx(sums[1], rel=0.1)
+    assert found.host == compiled.host

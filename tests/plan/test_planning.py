@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from lm import config as configs
 from lm.errors import UserError
-from lm.plan.chips import CHIPS, parse_topology
+from lm.plan.chips import parse_topology
 from lm.plan.compiled import needed_by
 from lm.plan.hlo import Collective
 from lm.plan.planning import plan_run
@@ -34,18 +35,50 @@ def test_each_time_is_work_by_rate():
 
 
 def test_gpus_of_one_machine_talk_faster_than_machines():
-    chip = CHIPS["h100"]
+    machines = parse_topology("h100:64")
     inside = Collective("all-gather", ("tensor",), 8, 8e9, 1)
     across = Collective("all-gather", ("fsdp",), 8, 8e9, 1)
     sizes = {"data": 1, "fsdp": 8, "tensor": 8}
-    assert collective_seconds(chip, sizes, inside) == pytest.approx(7e9 / 450e9)
+    assert collective_seconds(machines, sizes, inside) == pytest.approx(7e9 / 450e9)
     # One GPU of each machine, over its own card.
-    assert collective_seconds(chip, sizes, across) == pytest.approx(7e9 / 50e9)
+    assert collective_seconds(machines, sizes, across) == pytest.approx(7e9 / 50e9)
     # All eight cards of a machine share what leaves it: seven eighths of the array.
     whole = Collective("all-gather", ("fsdp",), 64, 64e9, 1)
-    assert collective_seconds(chip, {"data": 1, "fsdp": 64, "tensor": 1}, whole) == pytest.approx(
+    assert collective_seconds(machines, {"data": 1, "fsdp": 64, "tensor": 1}, whole) == pytest.approx(
         max(63e9 / 450e9, 64e9 * 7 / 8 / (8 * 50e9))
     )
+
+
+def test_slices_talk_over_the_network():
+    topology = parse_topology("2xv5p:4x4x4")
+    sizes = {"data": 4, "fsdp": 32, "context": 1, "tensor": 1}
+    within = Collective("all-gather", ("fsdp",), 32, 32e9, 1)
+    assert collective_seconds(topology, sizes, within) == pytest.approx(31e9 / 600e9)
+    # Two chips of each slice sum the same: half of the array leaves each slice over each of them, and as much comes.
+    across = Collective("all-reduce", ("data",), 4, 4e9, 1)
+    assert collective_seconds(topology, sizes, across) == pytest.approx(2 * 4e9 / 2 / (2 * 6.25e9))
+    assert collective_seconds(topology, sizes, across, "fsdp") == pytest.approx(6e9 / 600e9)
+    with pytest.raises(UserError, match="multiple of 2"):
+        plan_run(LLAMA_7B, topology, "no")
+    plan, _ = plan_run(dataclasses.replace(LLAMA_7B, mesh=MeshConfig(data=2, fsdp=-1)), topology, "no")
+    assert (plan.topology.devices, plan.sizes["fsdp"], plan.topology.hosts) == (128, 64, 32)
+    assert any(across for one in plan.collectives if (across := "data" in one.axes))
+
+
+def test_what_waits_in_the_hosts_memory_leaves_the_chip_and_takes_its_time():
+    model = dataclasses.replace(LLAMA_7B.model, remat="offload")
+    topology = parse_topology("v5p:4x4x4")
+    plan, dots = (plan_run(one, topology, "no")[0] for one in (dataclasses.replace(LLAMA_7B, model=model), LLAMA_7B))
+    # Queries, keys, values, attention's result; gate and up; of 2,048 tokens and 32 layers in bfloat16.
+    products = 32 * 2048 * 2 * (4 * 4096 + 2 * 11008)
+    assert plan.host == products
+    kept = "kept for the backward pass"
+    assert dots.analytic.memory[kept] - plan.analytic.memory[kept] == products
+    assert plan.times is not None
+    assert plan.times.host == pytest.approx(2 * products / 16e9)
+    assert dots.times is not None
+    assert dots.times.host == 0
+    assert plan.to_dict()["host"]["memory_of_activations"] == 4 * products
 
 
 def test_a_search_ranks_what_fits_and_keeps_the_batch():
@@ -59,10 +92,19 @@ def test_a_search_ranks_what_fits_and_keeps_the_batch():
 
 
 def test_meshes_multiply_to_the_chips():
-    found = list(meshes(8, 12))
+    found = list(meshes(8, 12, 2048))
     assert all(sizes["data"] * sizes["fsdp"] * sizes["tensor"] == 8 for sizes in found)
     assert {sizes["tensor"] for sizes in found} == {1, 2, 4}
     assert len(found) == 4 + 3 + 2
+    assert {sizes["context"] for sizes in found} == {1}
+
+
+def test_long_rows_are_split_as_long_as_each_device_has_8192_tokens():
+    found = list(meshes(8, 12, 32768))
+    assert all(math.prod(sizes.values()) == 8 for sizes in found)
+    assert {sizes["context"] for sizes in found} == {1, 2, 4}
+    assert len({tuple(sizes.values()) for sizes in found}) == len(found)
+    assert {sizes["context"] for sizes in meshes(8, 12, 32767)} == {1}, "two equal chunks each"
 
 
 def test_what_does_not_fit_says_what_would():
