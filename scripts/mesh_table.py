@@ -39,7 +39,7 @@ FAMILIES = {
     "gpt2": (gpt2("small", **SMALL), CausalLM(), PACKED),
     "llama": (llama("tiny", **SMALL | {"n_kv_heads": 2}), CausalLM(loss_chunk=8), PACKED),
     "llama, window 12, soft cap": (
-        llama("tiny", **SMALL, window=12, attention_softcap=20.0, qk_norm=True),
+        llama("tiny", **SMALL, n_kv_heads=1, window=12, attention_softcap=20.0, qk_norm=True),
         CausalLM(z_loss=1e-4),
         PACKED,
     ),
