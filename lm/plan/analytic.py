@@ -40,6 +40,7 @@ _WIDE_TRAFFIC, _MLP_TRAFFIC = 40, 12
 _SCORE_BYTES = {"none": 4, "dots": 8, "offload": 8, "full": 6}
 _SCORE_GAPS = {"none": 0.0, "dots": 10.5, "offload": 2.9, "full": 6.0}
 _SCORE_GAPS_SMALL = 2.5  # v5e and v6e, of a core with less memory
+# Gaps and small arrays of other programs, as a part of what is not state.
 _GAPS = 0.05
 
 
@@ -304,7 +305,7 @@ def _memory(
             # Keys and values of the whole row, and their gradients in float32; the like of queries and results.
             wide += tokens * (stack.shared * w.keys_and_values * (item + _FLOAT) + 3 * w.heads * _FLOAT)
         gathered = layer * item if sizes["fsdp"] > 1 else 0
-        work = max(work, stack.live * _SCORE_BYTES[c.remat] + wide + 2 * gathered)
+        work = max(work, stack.live * _SCORE_BYTES[c.remat] + wide + gathered)
         scores = max(scores, stack.live)
     logits, hidden = _ends(job, sizes, at_once)
     tables = sum(p.count // p.tensor for p in parameters if not p.layered and p.fsdp > 1 and p.trained)
@@ -315,9 +316,13 @@ def _memory(
         "kept for the backward pass": kept,
         "work": max(work, ends),
     }
-    gaps = int(_GAPS * sum(parts.values()))
-    if chip is not None and chip.platform == "tpu":
-        gaps += int(scores * (_SCORE_GAPS[c.remat] if chip.axes == 3 else _SCORE_GAPS_SMALL))
+    if chip is None or chip.platform != "tpu":
+        gaps = int(_GAPS * sum(parts.values()))
+    else:
+        # Where scores were; where layers' gradients lay in the compute dtype, before they were added up in float32; and
+        # a second copy of what is added up.
+        gaps = int(scores * (_SCORE_GAPS[c.remat] if chip.axes == 3 else _SCORE_GAPS_SMALL)) + copies
+        gaps += 2 * gradients if job.train.accumulate > 1 else 0
     return {"state": state_bytes(job, sizes), "batch": batch, **parts, "gaps": gaps}
 
 
