@@ -57,9 +57,10 @@ _GPUS: dict[str, bool | int] = {
 # that changed no program (libtpu 0.0.42). What follows is off by default, and on in MaxText
 # (benchmarks/xla_flags_library.py).
 _TPU_COPIES: dict[str, bool | int] = {
-    # For a model in several copies: the sum of their gradients begins and ends apart, with products between. Without
-    # copies nothing large is summed, and memory would grow.
+    # For a model in several copies: the sum of their gradients begins and ends apart, and is fused with the products
+    # that go on between; it takes both. Without copies nothing large is summed, and memory would grow.
     "xla_enable_async_all_reduce": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
 }
 _TPU_V6E: dict[str, bool | int] = {
     # KiB of the 128 MiB of vector memory that one operation may take: larger tiles, fewer trips to the main memory.
@@ -70,7 +71,7 @@ _TPU_V6E: dict[str, bool | int] = {
 def compiler_options(mesh: Mesh) -> dict[str, bool | int]:
     """XLA options for the programs that train and evaluate on a mesh, of devices that need not be there.
 
-    Options of a program win over the environment's. So those that `XLA_FLAGS` or `LIBTPU_INIT_ARGS` name are left out,
+    Options of a program win over `XLA_FLAGS`. So those that `XLA_FLAGS` or `LIBTPU_INIT_ARGS` name are left out,
     and whoever runs the program has the last word.
     """
     first = mesh.devices.flat[0]

@@ -68,8 +68,8 @@ def test_options_are_for_those_whom_they_concern():
     assert compiler_options(mesh_of("gpu", 1)) == {}
     assert compiler_options(mesh_of("cpu", 1)) == compiler_options(mesh_of("cpu", 8))
     assert compiler_options(mesh_of("tpu", 8)) == {}
-    copies = compiler_options(mesh_of("tpu", 8, data=2))
-    assert set(copies) == {"xla_enable_async_all_reduce"}
+    copies = {"xla_enable_async_all_reduce", "xla_tpu_enable_async_collective_fusion_fuse_all_reduce"}
+    assert set(compiler_options(mesh_of("tpu", 8, data=2))) == copies
     assert set(compiler_options(mesh_of("tpu", 1, kind="TPU v6 lite"))) == {"xla_tpu_scoped_vmem_limit_kib"}
     assert compiler_options(mesh_of("tpu", 1, kind="TPU v5 lite")) == {}
 
