@@ -6,6 +6,7 @@ A state is stored as a tree of plain dictionaries named by its paths, beside a J
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class Checkpoints:
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=not read_only,
                 enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(barrier_sync_fn=_meet),
                 read_only=read_only,
                 create=not read_only,
             ),
@@ -167,6 +169,16 @@ def read_arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
         shapes = reader.metadata(state).item_metadata.tree
         whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
         return dict(tree.path_leaves(reader.restore(state, restore_args=whole)))
+
+
+def _meet(*, key: str, timeout_ms: int) -> None:
+    """Where orbax's threads wait for those of other processes.
+
+    It has them wait for 20 minutes also in a process that has just failed to write, as on a full disk of its own; that
+    one is to go on and say so.
+    """
+    if sys.exc_info()[0] is None:
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 @contextlib.contextmanager
