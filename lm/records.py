@@ -284,10 +284,14 @@ def environment() -> dict[str, Any]:
         "packages": {package: version(package) for package in PACKAGES},
         "devices": {"kind": devices[0].device_kind, "count": len(devices), "processes": jax.process_count()},
         "cpu_affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        **{name: os.environ.get(name, "") for name in FLAGS},
         "git": git_state(),
         "command": sys.argv,
     }
+
+
+# Variables that say how XLA compiles.
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
 def git_state() -> dict[str, Any] | None:
@@ -306,7 +310,7 @@ def git_state() -> dict[str, Any] | None:
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Where two environments differ in what a bit-for-bit resume depends on, one line each."""
     lines = []
-    for key in ("python", "packages", "devices", "cpu_affinity", "XLA_FLAGS"):
-        if before.get(key) != now.get(key):
+    for key in ("python", "packages", "devices", "cpu_affinity", *FLAGS):
+        if before.get(key, now[key]) != now[key]:  # an older version wrote less down
             lines.append(f"{key} was {before.get(key)}, is {now.get(key)}")
     return lines

@@ -283,11 +283,15 @@ def test_a_resumed_run_may_change_how_it_runs_but_not_what_it_computes(tmp_path:
 def test_a_changed_environment_is_told(tmp_path: Path):
     small.start(small.experiment(tmp_path), tmp_path / "run", stop_at=1)
     run = RunDirectory(tmp_path / "run")
-    run.write("environment.json", run.read("environment.json") | {"XLA_FLAGS": "--of-another-time"})
+    run.write(
+        "environment.json",
+        run.read("environment.json") | {"XLA_FLAGS": "--of-another-time", "LIBTPU_INIT_ARGS": "--old"},
+    )
     reporter = small.Silent()
     runs.resume(tmp_path / "run", reporter, stop_at=2)
     told = reporter.named("message")
     assert any("XLA_FLAGS was --of-another-time" in text for text in told)
+    assert any("LIBTPU_INIT_ARGS was --old" in text for text in told)
     reporter = small.Silent()
     runs.resume(tmp_path / "run", reporter, stop_at=3)
     assert not reporter.named("message")

@@ -30,7 +30,7 @@ from lm.errors import UserError, check
 from lm.loop import Feed, Outcome, Reporter, check_resumable, fit
 from lm.models.transformer import HOST, ModelConfig, Transformer
 from lm.optim import check_patterns, freezing, make_optimizer, make_schedule
-from lm.records import RunDirectory, differences, environment
+from lm.records import FLAGS, RunDirectory, differences, environment
 from lm.run.begin import begun, check_parent, tuned_rates, with_parent
 from lm.run.datasets import AnyDataset, check_has_dataset, dataset_of, described, maker, prepared, split_batches
 from lm.run.use import choose_checkpoint, load, load_experiment
@@ -267,7 +267,8 @@ def census(experiment: Experiment, mesh: Mesh) -> None:
     known = environment()
     settings = json.dumps(configs.to_dict(experiment), sort_keys=True, ensure_ascii=False)
     facts = {f"package {name}": version for name, version in known["packages"].items()}
-    facts |= {"python": known["python"], "XLA_FLAGS": known["XLA_FLAGS"], "commit": (known["git"] or {}).get("commit")}
+    facts |= {"python": known["python"], "commit": (known["git"] or {}).get("commit")}
+    facts |= {name: known[name] for name in FLAGS}
     facts |= {"devices of each process": jax.local_device_count(), "device kind": known["devices"]["kind"]}
     cluster.check_agreed(facts | {"settings, hashed": hashlib.sha256(settings.encode()).hexdigest()[:16]})
     cluster.check_shared_out("row", process_rows(mesh, experiment.train.batch_size), experiment.train.batch_size)
