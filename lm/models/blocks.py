@@ -268,6 +268,21 @@ def stack_name(encoder: bool) -> str:
     return "encoder_layers" if encoder else "layers"
 
 
+class Dropout(nn.Module):
+    """`nn.Dropout` that drops the same of each token, in whichever order tokens lie."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, *, balanced: bool, deterministic: bool) -> Array:
+        """`[B, T, D]` to the same."""
+        if self.rate == 0.0 or deterministic:
+            return x
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, x.shape)
+        keep = split_attention.balance(keep) if balanced else keep
+        return jnp.where(keep, x / (1.0 - self.rate), 0.0).astype(x.dtype)
+
+
 class Block(nn.Module):
     """Attention, attention to the source where there is one, and feed-forward, with their norms and residual sums."""
 
@@ -289,7 +304,7 @@ class Block(nn.Module):
         mlp = Mlp(*widths, kernel_init, out_init, dtype, param_dtype, c.lora, path, name="mlp")
         norm = functools.partial(Norm, c.norm, c.norm_epsilon, c.use_bias, dtype, param_dtype)
         attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
-        drop = nn.Dropout(c.residual_dropout, deterministic=deterministic)
+        drop = functools.partial(Dropout(c.residual_dropout), balanced=context.balanced, deterministic=deterministic)
         pre = c.norm_place == "pre"
 
         def adapted(y: Array, name: str) -> Array:
