@@ -115,11 +115,16 @@ class RunDirectory:
         """Takes the run for this process until it ends, however it ends.
 
         Raises:
-          UserError: another process trains this run.
+          UserError: another process trains this run, or it can't be written to.
         """
         if not self.writes:
             return
-        file = (self.path / "log.txt").open("a", encoding="utf-8")
+        try:
+            file = (self.path / "log.txt").open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{self.path} can't be written to ({error.strerror}); make it writable, or train a copy of it"
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -205,3 +205,17 @@ def test_environment_says_what_a_result_depends_on():
     before = {**now, "python": "3.0", "packages": {**now["packages"], "jax": "0.1"}, "git": None, "command": []}
     assert len(differences(before, now)) == 2
     assert differences(before, now)[0].startswith("python was 3.0, is 3.")
+
+
+def test_a_run_that_can_not_be_written_to_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    write = Path.open
+
+    def refused(path: Path, mode: str = "r", **options: Any) -> Any:
+        if "a" in mode:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return write(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match=r"run can't be written to \(Permission denied\); make it writable"):
+        run.lock()
