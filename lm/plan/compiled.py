@@ -122,7 +122,7 @@ def compile_step(job: Job, topology: Topology, sizes: Mapping[str, int]) -> Comp
         code=plan.generated_code_size_in_bytes,
         peak=plan.peak_memory_in_bytes,
         total=total + plan.temp_size_in_bytes + plan.generated_code_size_in_bytes,
-        collectives=program.collectives(sizes),
+        collectives=program.collectives(sizes, topology.slices, job.experiment.mesh.between_slices),
         traffic=program.traffic(),
         host=plan.host_temp_size_in_bytes,
     )

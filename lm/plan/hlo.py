@@ -27,6 +27,8 @@ _CALLED = re.compile(r"(body|condition|calls|to_apply|branch_computations|true_c
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # TPUs may gather over a whole slice by adding up arrays that are zero but for a device's own part.
 GATHERED_BY_SUMS = "all-gather as all-reduce"
+# What crosses the network between slices is handed to the host: a `send` that names what becomes of it.
+BETWEEN_SLICES = " between slices"
 
 # What moves nothing: views, and what stands for the work of other instructions.
 _FREE = frozenset(
@@ -87,7 +89,7 @@ class Collective:
     """Collectives of a step that are alike."""
 
     kind: str
-    """One of `COLLECTIVES`, or `GATHERED_BY_SUMS`."""
+    """One of `COLLECTIVES`, or `GATHERED_BY_SUMS`; with `BETWEEN_SLICES` the part of one that crosses the network."""
     axes: tuple[str, ...]
     """Mesh axes that it goes over."""
     devices: int
@@ -101,9 +103,10 @@ class Collective:
     def sent(self) -> float:
         """Bytes that a device sends, where each goes around a ring: the least there is."""
         share = (self.devices - 1) / self.devices
-        if self.kind == "collective-permute":
+        kind = self.kind.removesuffix(BETWEEN_SLICES)
+        if kind == "collective-permute":
             return self.payload
-        return self.payload * share * (2 if self.kind in ("all-reduce", GATHERED_BY_SUMS) else 1)
+        return self.payload * share * (2 if kind in ("all-reduce", GATHERED_BY_SUMS) else 1)
 
 
 class Program:
@@ -144,11 +147,13 @@ class Program:
             walk(self.entry, 1)
         return found
 
-    def collectives(self, sizes: Mapping[str, int]) -> list[Collective]:
+    def collectives(self, sizes: Mapping[str, int], slices: int = 1, across: str = "data") -> list[Collective]:
         """All collectives of a step, alike ones together; the largest first.
 
         Args:
           sizes: of the mesh's axes, in their order.
+          slices: of TPUs, that the devices are of.
+          across: the mesh axis between slices.
         """
         payloads: Counter[tuple[str, tuple[str, ...], int]] = Counter()
         counts: Counter[tuple[str, tuple[str, ...], int]] = Counter()
@@ -159,6 +164,9 @@ class Program:
             for _, (kind, size, devices, axes) in dict.fromkeys(self._collectives_of(self.computations[name], sizes)):
                 payloads[kind, axes, devices] += size * times
                 counts[kind, axes, devices] += times
+            for kind, size in self._sent_between(self.computations[name]):
+                payloads[kind, (across,), slices] += size * times
+                counts[kind, (across,), slices] += times
         found = [Collective(*key, payload, counts[key]) for key, payload in payloads.items()]
         return sorted(found, key=lambda one: -one.payload)
 
@@ -229,6 +237,14 @@ class Program:
                 parts[GATHERED_BY_SUMS if gathers else kind] += size * (devices if kind == "all-gather" else 1)
             for name, size in parts.items():
                 yield one.name, (name, size, devices, axes)
+
+    def _sent_between(self, computation: Computation) -> Iterator[tuple[str, int]]:
+        """Kind and payload of what goes to other slices."""
+        for one in computation.instructions.values():
+            kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)
+            if one.opcode == "send" and kind:
+                size = _bytes(computation.instructions[one.operands[0]].shape)
+                yield kind[1].lower().replace("_", "-") + BETWEEN_SLICES, size
 
     def _is_part_of_zeros(self, one: Instruction, computation: Computation) -> bool:
         """Whether an array is a device's part among zeros."""

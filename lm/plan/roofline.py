@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lm.plan.chips import Chip, Topology
-from lm.plan.hlo import Collective
+from lm.plan.hlo import BETWEEN_SLICES, Collective
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,11 @@ def collective_seconds(
     assert chip is not None
     within = collective.sent / chip.link_bandwidth
     if chip.platform == "tpu":
-        here = collective.devices // (topology.slices if across in collective.axes else 1)
+        if collective.kind.endswith(BETWEEN_SLICES):
+            here = 1
+        else:  # one that leaves a slice goes over all of its axes
+            whole = collective.devices == math.prod(sizes[axis] for axis in collective.axes)
+            here = collective.devices // (topology.slices if whole and across in collective.axes else 1)
     else:
         here = _in_one_host(chip, sizes, collective.axes)
     if here >= collective.devices:

@@ -99,6 +99,20 @@ def test_what_a_device_sends_to_itself_is_not_moved():
     assert "collective-permute" not in {one.kind for one in Program(text).collectives(SIZES)}
 
 
+def test_what_is_handed_to_the_host_goes_to_other_slices():
+    attributes = '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"'
+    line = (
+        "  %go = token[] after-all()\n"
+        "  %handed = (f32[64,8]{1,0}, u32[], token[]) send(%b, %go), channel_id=9, is_host_transfer=true,"
+        f" frontend_attributes={{{attributes}}}\n"
+    )
+    text = known().replace("  %start = s32[]", f"{line}  %start = s32[]", 1)
+    found = Program(text).collectives(SIZES, 2, "data")
+    crossing = next(one for one in found if one.kind == "all-reduce between slices")
+    assert (crossing.axes, crossing.devices, crossing.payload, crossing.sent) == (("data",), 2, 2048, 2048)
+    assert len(found) == len(Program(known()).collectives(SIZES)) + 1
+
+
 def test_a_device_part_among_zeros_that_is_summed_is_a_gather():
     text = (
         known()

@@ -58,6 +58,10 @@ def test_slices_talk_over_the_network():
     across = Collective("all-reduce", ("data",), 4, 4e9, 1)
     assert collective_seconds(topology, sizes, across) == pytest.approx(2 * 4e9 / 2 / (2 * 6.25e9))
     assert collective_seconds(topology, sizes, across, "fsdp") == pytest.approx(6e9 / 600e9)
+    crossing = Collective("all-reduce between slices", ("data",), 2, 2e9, 1)
+    assert collective_seconds(topology, sizes, crossing) == pytest.approx(2e9 / 6.25e9)
+    inside = Collective("all-reduce", ("data",), 2, 4e9, 1)  # of the four along data, those of one slice
+    assert collective_seconds(topology, sizes, inside) == pytest.approx(4e9 / 600e9)
     with pytest.raises(UserError, match="multiple of 2"):
         plan_run(LLAMA_7B, topology, "no")
     plan, _ = plan_run(dataclasses.replace(LLAMA_7B, mesh=MeshConfig(data=2, fsdp=-1)), topology, "no")
