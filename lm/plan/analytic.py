@@ -41,6 +41,7 @@ _WIDE_TRAFFIC, _MLP_TRAFFIC = 40, 12
 _SCORE_BYTES = {"none": 4, "dots": 8, "offload": 8, "full": 6}
 _SCORE_GAPS = {"none": 0.0, "dots": 10.5, "offload": 2.9, "full": 4.3}
 _SCORE_GAPS_SMALL = 2.5  # v5e and v6e, of a core with less memory
+_SCORE_GAPS_TENSOR = 3.7  # and so many more where heads are split; seen in one program, of LLaMA 1B over 2 x 2 chips
 # Gaps and small arrays of other programs, as a part of what is not state.
 _GAPS = 0.05
 
@@ -322,7 +323,9 @@ def _memory(
     else:
         # Where scores were; where layers' gradients lay in the compute dtype, before they were added up in float32; and
         # a second copy of what is added up.
-        gaps = int(scores * (_SCORE_GAPS[c.remat] if chip.axes == 3 else _SCORE_GAPS_SMALL)) + copies
+        each = _SCORE_GAPS[c.remat] if chip.axes == 3 else _SCORE_GAPS_SMALL
+        each += _SCORE_GAPS_TENSOR if sizes["tensor"] > 1 else 0.0
+        gaps = int(scores * each) + copies
         gaps += 2 * gradients if job.train.accumulate > 1 else 0
     return {"state": state_bytes(job, sizes), "batch": batch, **parts, "gaps": gaps}
 
