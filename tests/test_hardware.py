@@ -139,8 +139,8 @@ def test_options_of_a_program_win_over_the_environment_so_ours_give_way(tmp_path
         environment["XLA_FLAGS"] = f"{flags} --xla_dump_to={folder} --xla_dump_hlo_module_re=.*lambda.*"
         code = WIDTHS.format(ours=ours)
         subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120, cwd=tmp_path)
-        dumped = "".join(path.read_text() for path in folder.glob("*with-opt.ll"))
-        return set(re.findall(r'"prefer-vector-width"="(\d+)"', dumped))
+        dumped = "".join(path.read_text() for path in folder.glob("*lambda*.debug_options"))
+        return set(re.findall(r"xla_cpu_prefer_vector_width: (\d+)", dumped))
 
     assert width("", ours=True) == {"512"}
     assert width("--xla_cpu_prefer_vector_width=128", ours=False) == {"512"}
