@@ -38,8 +38,8 @@ _CPU: dict[str, bool | int] = {"xla_cpu_prefer_vector_width": 512}
 _GPUS: dict[str, bool | int] = {
     # Orders a program so that products run between the start of a collective and its end, instead of waiting for it.
     "xla_gpu_enable_latency_hiding_scheduler": True,
-    # Two layers in one turn of the loop over layers, so that what the second needs is gathered while the first computes,
-    # and used where it lies, without a copy. (That a turn begins with what the next one needs has options too, of other
+    # Two layers in one turn of the loop over layers: what the second needs is gathered while the first computes, and
+    # used where it lies, without a copy. (That a turn begins with what the next one needs has options too, of other
     # names and values in each version of XLA.)
     "xla_gpu_enable_while_loop_double_buffering": True,
     # Small collectives travel as one, up to so many bytes: links are used better by large ones. 512 MiB is a layer of
