@@ -93,7 +93,8 @@ class Plan:
         """The least times of a step."""
         across = self.job.experiment.mesh.between_slices
         work = (self.done_flops, self.traffic, self.collectives)
-        return step_times(self.topology, self.sizes, *work, host=self.host, across=across)
+        host = self.host * self.job.train.accumulate  # for each part anew
+        return step_times(self.topology, self.sizes, *work, host=host, across=across)
 
     @property
     def mfu(self) -> tuple[float, float] | None:

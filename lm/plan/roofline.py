@@ -57,7 +57,7 @@ def step_times(
       flops: operations of a step over all chips, what is computed twice counted twice.
       traffic: bytes to and from memory of each chip.
       collectives: of each chip.
-      host: bytes of each chip that wait in its host's memory, all at once.
+      host: bytes of each chip that go to its host's memory and come back.
       across: the mesh axis between slices, where there are several.
     """
     chip = topology.chip

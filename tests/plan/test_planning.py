@@ -79,7 +79,8 @@ def test_what_waits_in_the_hosts_memory_leaves_the_chip_and_takes_its_time():
     kept = "kept for the backward pass"
     assert dots.analytic.memory[kept] - plan.analytic.memory[kept] == products
     assert plan.times is not None
-    assert plan.times.host == pytest.approx(2 * products / 16e9)
+    assert plan.job.train.accumulate == 8
+    assert plan.times.host == pytest.approx(8 * 2 * products / 16e9), "there and back, for each part"
     assert dots.times is not None
     assert dots.times.host == 0
     assert plan.to_dict()["host"]["memory_of_activations"] == 4 * products
