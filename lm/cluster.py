@@ -64,8 +64,9 @@ class ClusterConfig:
             assert self.process is not None
             host, colon, port = self.coordinator.rpartition(":")
             check(
-                host and colon and port.isdigit(),
-                f"cluster.coordinator is {self.coordinator!r}; write HOST:PORT of the first process",
+                host and colon and port.isdigit() and 1 <= int(port) <= 65535,
+                f"cluster.coordinator is {self.coordinator!r}; write HOST:PORT of the first process, the port from 1 to"
+                " 65535",
             )
             check(self.processes >= 1, f"cluster.processes is {self.processes}; it must be at least 1")
             check(
@@ -107,6 +108,8 @@ def join(config: ClusterConfig, *, launched: bool = False) -> None:
 
 
 _READY = b"go\n"
+_SAYS_WITHIN = 2.0
+"""Seconds for a process that has connected to say who it is, which it does at once."""
 
 
 def _call_the_roll(host: str, port: int, config: ClusterConfig) -> None:
@@ -128,26 +131,29 @@ def _call_the_roll(host: str, port: int, config: ClusterConfig) -> None:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 found = open_sockets.enter_context(server.accept()[0])
-                found.settimeout(max(deadline - time.monotonic(), 0.01))
-                process, processes = map(int, found.makefile("r").readline().split())
             except TimeoutError:
                 missing = [i for i in range(1, config.processes) if i not in arrived]
                 problem = (
                     f"{len(arrived) + 1} of {config.processes} processes arrived within cluster.wait = {config.wait}"
                     f" seconds; missing are {', '.join(map(str, missing[:8]))}{', …' if missing[8:] else ''}"
                 )
+                continue
+            except OSError:  # gone again
+                continue
+            found.settimeout(_SAYS_WITHIN)
+            try:
+                process, processes = map(int, found.makefile("r").readline(100).split())
             except (OSError, ValueError):
-                continue  # whoever asked was none of ours, or has gone again
-            else:
-                if processes != config.processes:
-                    problem = (
-                        f"process {process} was started with cluster.processes {processes}, and process 0 with"
-                        f" {config.processes}; give all the same"
-                    )
-                elif process in arrived or process == 0:
-                    problem = f"two processes were started with cluster.process {process}; give each its own"
-                arrived.add(process)
-                lines.append(found)
+                continue  # none of ours: a health check, a scanner of ports
+            if processes != config.processes:
+                problem = (
+                    f"process {process} was started with cluster.processes {processes}, and process 0 with"
+                    f" {config.processes}; give all the same"
+                )
+            elif process in arrived or process == 0:
+                problem = f"two processes were started with cluster.process {process}; give each its own"
+            arrived.add(process)
+            lines.append(found)
         for found in lines:
             with contextlib.suppress(OSError):
                 found.sendall(_READY if problem is None else f"{problem}\n".encode())
@@ -211,9 +217,13 @@ class Watch:
             gathered([socket.gethostname(), server.getsockname()[1]])
             server.settimeout(60)
             with server:
-                for _ in range(count - 1):
+                while len(self._lines) < count - 1:
                     line = server.accept()[0]
-                    self._lines[int(line.makefile("r").readline())] = line
+                    line.settimeout(_SAYS_WITHIN)
+                    try:
+                        self._lines[int(line.makefile("r").readline(100))] = line
+                    except (OSError, ValueError):  # none of ours
+                        line.close()
         else:
             host, port = gathered(None)[0]
             # On the first one's own host its name may lead nowhere.

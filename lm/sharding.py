@@ -233,10 +233,10 @@ def ways(name: str) -> int:
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _rules.get().axes(name))
 
 
-def axes_that_divide(name: str, size: int) -> tuple[str, ...]:
-    """The axes of the current mesh (`jax.set_mesh`) over which `constrain` spreads a logical axis of such a size."""
-    found = partition_spec((name,), (size,), dict(jax.sharding.get_abstract_mesh().shape))[0]
-    return (found,) if isinstance(found, str) else tuple(found or ())
+def axes_of(names: tuple[str | None, ...], shape: tuple[int, ...]) -> list[tuple[str, ...]]:
+    """Over which axes of the current mesh (`jax.set_mesh`) `constrain` spreads each axis of such an array."""
+    spec = partition_spec(names, shape, dict(jax.sharding.get_abstract_mesh().shape))
+    return [(found,) if isinstance(found, str) else tuple(found or ()) for found in spec]
 
 
 def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:

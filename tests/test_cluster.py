@@ -1,5 +1,8 @@
 """Processes that meet, compare what they have, and tell each other of mistakes."""
 
+import contextlib
+import socket
+import time
 from typing import Any
 
 import processes
@@ -67,6 +70,24 @@ def test_who_does_not_come_is_told_of() -> None:
             assert out.startswith(wanted)
 
 
+def test_a_stranger_at_the_door_keeps_nobody_out() -> None:
+    """What connects and says nothing, or nonsense, as a health check does, costs a moment and no more."""
+    port = processes.free_port()
+    first = processes.start(HURRIED.replace("wait=3", "wait=30") + "else:\n    print('met')", 2, [0], port=port)
+    strangers = []
+    while len(strangers) < 2:
+        with contextlib.suppress(OSError):
+            strangers.append(socket.create_connection(("127.0.0.1", port), timeout=1))
+            strangers[-1].sendall(b"GET / HTTP/1.0\n\n" if len(strangers) == 2 else b"")
+        time.sleep(0.05)
+    second = processes.start(HURRIED.replace("wait=3", "wait=30") + "else:\n    print('met')", 2, [1], port=port)
+    for status, out, errors in processes.finish([*first, *second]):
+        assert status == 0, errors
+        assert "met" in out
+    for stranger in strangers:
+        stranger.close()
+
+
 def test_two_with_one_number() -> None:
     """One of them may learn of it before the other has come, and that one finds nobody."""
     told = [out for _, out, _ in processes.finish(processes.start(HURRIED, 3, arrive=[0, 1, 1]))]
@@ -89,6 +110,8 @@ MISTAKES = {
     "explicit": ({"launcher": "explicit"}, "give cluster.coordinator, cluster.processes and cluster.process"),
     "none": (HERE | {"launcher": "none"}, "cluster.launcher is none, and cluster.coordinator, cluster.processes"),
     "no port": (HERE | {"coordinator": "localhost"}, "cluster.coordinator is 'localhost'; write HOST:PORT"),
+    "port 0": (HERE | {"coordinator": "localhost:0"}, "the port from 1 to 65535"),
+    "a port too high": (HERE | {"coordinator": "localhost:65536"}, "the port from 1 to 65535"),
     "too high": (HERE | {"process": 2}, "cluster.process is 2; with cluster.processes 2 it is from 0 to 1"),
     "no time": ({"wait": 0}, "cluster.wait is 0; it must be at least 1"),
 }

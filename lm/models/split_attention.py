@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from lm.models import attention
-from lm.sharding import LENGTH_AXIS, axes_that_divide, ways
+from lm.sharding import LENGTH_AXIS, axes_of, ways
 
 Array = jax.Array
 
@@ -251,9 +251,8 @@ def balanced_attention(
         return out.transpose(1, 0, 4, 2, 3, 5).reshape(B, 2 * chunk, N, H)
 
     # Rows and heads have nothing to do with each other. XLA, left to itself, gathers the keys of all rows.
-    rows = axes_that_divide("batch", query.shape[0])
-    heads = axes_that_divide("activation_kv", key.shape[2])
-    if heads != axes_that_divide("activation_heads", query.shape[2]):
+    rows, _, heads, _ = axes_of(("batch", "length", "activation_kv", None), key.shape)
+    if heads != axes_of(("batch", "length", "activation_heads", None), query.shape)[2]:
         heads = ()
     of_heads, of_rows = PartitionSpec(rows, LENGTH_AXIS, heads), PartitionSpec(rows, LENGTH_AXIS)
     specs = (PartitionSpec(LENGTH_AXIS), of_heads, of_heads, of_heads, of_rows)

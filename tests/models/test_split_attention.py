@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from lm.models import attention, split_attention
-from lm.sharding import MeshConfig, make_mesh
+from lm.sharding import MeshConfig, Rules, make_mesh, ruled
 
 MESH = make_mesh(MeshConfig(data=1, context=4, tensor=2))
 B, T, N, K, H = 2, 32, 4, 2, 8
@@ -104,6 +104,22 @@ def test_rows_and_heads_of_other_devices_are_not_asked_for(axes):
     heads = K // axes.get("tensor", 1)
     gathered = set(re.findall(r"= f32\[([0-9,]+)\]\S* all-gather", text))
     assert gathered == {f"1,{T},{heads},{H}"}
+
+
+def test_rules_that_put_heads_where_rows_are():
+    """Rows come first, and heads stay whole: no axis is taken twice."""
+    mesh = make_mesh(MeshConfig(data=2, context=2, tensor=2))
+    rules = Rules(activation_heads=("data", "tensor"), activation_kv=("data",))
+
+    def split(query, key, value):
+        moved = (split_attention.balance(x) for x in (query, key, value))
+        out = split_attention.balanced_attention(*moved, window=None, segments=None, scale=True, softcap=0.0)
+        return split_attention.restore(out)
+
+    with jax.set_mesh(mesh):
+        found = jax.jit(ruled(split, rules))(QUERY, KEY, VALUE)
+    mask = attention.self_mask(T, causal=True, window=None, segments=None, prefix=None)
+    assert tiny.relative(found, attention.softmax_attention(QUERY, KEY, VALUE, mask)) < 2e-6
 
 
 def test_balanced_attention_in_half_precision():
