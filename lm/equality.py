@@ -2,7 +2,8 @@
 
 What is computed must not depend on the mesh. Both run here, in float32 and without dropout, on made-up batches; the
 first place that differs is named: initial parameters, the residual stream layer by layer, gradients, the losses of a
-few steps.
+few steps. Steps make differences grow, whether they come from rounding or from a mistake; how fast they do, a third run
+tells, on one device as the first, whose parameters are moved by as much as rounding may.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from lm.models.transformer import Transformer
 from lm.plan.job import Job, make_job
 from lm.run.training import check_shares
 from lm.sharding import MeshConfig, Rules, batch_sharding, make_mesh, ruled
-from lm.train import INIT, abstract_params, random_key
+from lm.train import INIT, TrainState, abstract_params, random_key
 
 BATCHES = 2  # that the steps go through in turn
+MOVED = 1e-6  # by which the third run's parameters are moved, relative to each; gradients are as exact as that
+_GROWN = 10  # a loss may differ by so many times what the third run's does
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Run:
     """`[L + 1, B, T, D]` of each stack: what its first layer reads, then what each layer writes."""
     gradients: dict[str, np.ndarray]
     losses: np.ndarray
+    moved: np.ndarray
+    """Losses of the run whose parameters were moved; the same where there was none."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Difference:
     relative: float
     """The largest difference, relative to the part's largest value (of gradients at least a hundredth of the largest
     of all)."""
+    allowed: float
+    """What rounding may make of it."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +69,18 @@ class Comparison:
     parts: list[Difference]
     """In the order in which they are computed."""
     losses: np.ndarray
-    """Float64 `[2, steps]`, nats: on one device, on the mesh."""
+    """Float64 `[3, steps]`, nats: on one device, on the mesh, on one device with parameters moved by `MOVED`."""
     tolerance: float
 
     @property
     def first(self) -> Difference | None:
-        """The first part that differs by more than the tolerance; what comes after it differs because it does."""
-        return next((one for one in self.parts if not one.relative <= self.tolerance), None)
+        """The first part that differs by more than rounding; what comes after it differs because it does."""
+        return next((one for one in self.parts if not one.relative <= one.allowed), None)
+
+    @property
+    def grown(self) -> float:
+        """The largest relative difference of a loss that moving the parameters by `MOVED` makes."""
+        return float(_growth(self.losses)[-1])
 
     def largest(self, kind: str) -> Difference:
         """The largest difference among parts whose names begin so."""
@@ -78,6 +90,11 @@ class Comparison:
         """The largest difference of the residual stream."""
         others = ("initial", "gradient", "loss")
         return max((one for one in self.parts if not one.part.startswith(others)), key=lambda one: one.relative)
+
+
+def _growth(losses: np.ndarray) -> np.ndarray:
+    """Of each step, what rounding has grown to so far, relative to the loss: from `Comparison.losses`, `[steps]`."""
+    return np.maximum.accumulate(np.abs(losses[2] - losses[0]) / np.abs(losses[0]))
 
 
 def on_one_device(experiment: Experiment, *, steps: int = 10, device: jax.Device | None = None) -> Run:
@@ -96,7 +113,7 @@ def on_one_device(experiment: Experiment, *, steps: int = 10, device: jax.Device
     train = dataclasses.replace(job.train, accumulate=1)
     alone = dataclasses.replace(job.experiment, model=model, train=train, mesh=MeshConfig(devices=1))
     mesh = make_mesh(alone.mesh, None if device is None else [device])
-    return _run(dataclasses.replace(job, experiment=alone, model=model), mesh, Rules(), steps)
+    return _run(dataclasses.replace(job, experiment=alone, model=model), mesh, Rules(), steps, moved=True)
 
 
 def compare(
@@ -118,15 +135,18 @@ def compare(
     check_shares(job.experiment, mesh.shape)
     many = _run(job, mesh, experiment.mesh.rules, len(one.losses))
     parts = [
-        *(Difference(f"initial {name}", _apart(many.params[name], one.params[name])) for name in one.params),
+        *((f"initial {name}", _apart(many.params[name], one.params[name])) for name in one.params),
         *_streams_apart(one.streams, many.streams),
         *_gradients_apart(one.gradients, many.gradients),
-        *(
-            Difference(f"loss of step {step + 1}", _apart(b, a))
-            for step, (a, b) in enumerate(zip(one.losses, many.losses, strict=True))
-        ),
     ]
-    return Comparison(dict(mesh.shape), parts, np.stack([one.losses, many.losses]), tolerance)
+    losses = np.stack([one.losses, many.losses, one.moved])
+    grown = _growth(losses)
+    found = [Difference(name, relative, tolerance) for name, relative in parts]
+    found += [
+        Difference(f"loss of step {step + 1}", _apart(b, a), max(tolerance, _GROWN * float(grown[step])))
+        for step, (a, b) in enumerate(zip(one.losses, many.losses, strict=True))
+    ]
+    return Comparison(dict(mesh.shape), found, losses, tolerance)
 
 
 def _exact(experiment: Experiment) -> Experiment:
@@ -138,7 +158,7 @@ def _exact(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, model=exact)
 
 
-def _run(job: Job, mesh: Mesh, rules: Rules, steps: int) -> Run:
+def _run(job: Job, mesh: Mesh, rules: Rules, steps: int, *, moved: bool = False) -> Run:
     model, rows = Transformer(job.model), job.train.batch_size
     batches = [made_up_batch(job, rows, seed) for seed in range(BATCHES)]
     _, laid = abstract_params(model, mesh, rules)
@@ -155,21 +175,34 @@ def _run(job: Job, mesh: Mesh, rules: Rules, steps: int) -> Run:
 
     with jax.set_mesh(mesh):
         at: dict[str, Any] = {"in_shardings": (laid, batch_sharding(mesh))}
-        params = jax.jit(initial, out_shardings=laid)()
+        whole = jax.jit(initial, out_shardings=laid)()
         batch = to_devices(batches[0], mesh)
-        found = Run(
-            params=_by_path(params),
-            streams=jax.device_get(jax.jit(ruled(streams, rules), **at)(params, batch)),
-            gradients=_by_path(jax.jit(ruled(gradients, rules), **at, out_shardings=laid)(params, batch)),
-            losses=np.zeros(steps),
-        )
-        del params
+        params = _by_path(whole)
+        stream = jax.device_get(jax.jit(ruled(streams, rules), **at)(whole, batch))
+        gradient = _by_path(jax.jit(ruled(gradients, rules), **at, out_shardings=laid)(whole, batch))
+        del whole
         program = job.program(mesh)
-        state = program.init()
-        for step in range(steps):
-            state, report = program.train_step(state, to_devices(batches[step % BATCHES], mesh))
-            found.losses[step] = program.summarise(jax.device_get(report))["loss"]
-    return found
+
+        def losses(state: TrainState) -> np.ndarray:
+            found = np.zeros(steps)
+            for step in range(steps):
+                state, report = program.train_step(state, to_devices(batches[step % BATCHES], mesh))
+                found[step] = program.summarise(jax.device_get(report))["loss"]
+            return found
+
+        own = losses(program.init())
+        other = losses(jax.jit(_moved, donate_argnums=0)(program.init())) if moved else own
+    return Run(params=params, streams=stream, gradients=gradient, losses=own, moved=other)
+
+
+def _moved(state: TrainState) -> TrainState:
+    """The state with each parameter up or down by `MOVED` of itself."""
+    keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(state.params))))
+
+    def move(leaf: jax.Array) -> jax.Array:
+        return leaf * (1 + MOVED * jax.random.rademacher(next(keys), leaf.shape, leaf.dtype))
+
+    return dataclasses.replace(state, params=jax.tree.map(move, state.params))
 
 
 def _by_path(params: Any) -> dict[str, np.ndarray]:
@@ -185,29 +218,26 @@ def _apart(found: Any, wanted: Any, scale: float = 0.0) -> float:
     return float(np.max(np.abs(found - wanted), initial=0.0)) / max(largest, 1e-30)
 
 
-def _streams_apart(one: dict[str, np.ndarray], many: dict[str, np.ndarray]) -> Iterator[Difference]:
+def _streams_apart(one: dict[str, np.ndarray], many: dict[str, np.ndarray]) -> Iterator[tuple[str, float]]:
     for stack, wanted in one.items():
         of = "encoder " if stack.startswith("encoder") else ""
         for number, (a, b) in enumerate(zip(wanted, many[stack], strict=True)):
-            yield Difference(f"{of}layer {number - 1}" if number else f"{of}embedding", _apart(b, a))
+            yield f"{of}layer {number - 1}" if number else f"{of}embedding", _apart(b, a)
 
 
-def _gradients_apart(one: dict[str, np.ndarray], many: dict[str, np.ndarray]) -> list[Difference]:
+def _gradients_apart(one: dict[str, np.ndarray], many: dict[str, np.ndarray]) -> list[tuple[str, float]]:
     """From the last layer to the first, as they are computed."""
+    layers = max(len(gradient) for path, gradient in one.items() if path.split("/")[0] in tree.STACKS)
     floor = max(float(np.max(np.abs(gradient), initial=0.0)) for gradient in one.values()) / 100
-    found: list[tuple[int, Difference]] = []
+    found: list[tuple[int, str, float]] = []
     for path, wanted in one.items():
         if path.split("/")[0] not in tree.STACKS:
             below = "embed" in path.split("/")[0]  # embeddings come last; what stands on the stack comes first
-            found.append((1 if below else -len(wanted) - 1, _of_gradient(path, many[path], wanted, floor)))
+            found.append((1 if below else -layers, f"gradient of {path}", _apart(many[path], wanted, floor)))
             continue
         for layer, (a, b) in enumerate(zip(wanted, many[path], strict=True)):
-            found.append((-layer, _of_gradient(f"{path}, layer {layer}", b, a, floor)))
-    return [difference for _, difference in sorted(found, key=lambda pair: pair[0])]
-
-
-def _of_gradient(name: str, found: np.ndarray, wanted: np.ndarray, floor: float) -> Difference:
-    return Difference(f"gradient of {name}", _apart(found, wanted, floor))
+            found.append((-layer, f"gradient of {path}, layer {layer}", _apart(b, a, floor)))
+    return [(name, relative) for _, name, relative in sorted(found, key=lambda one: one[0])]
 
 
 def made_up_batch(job: Job, rows: int, seed: int) -> dict[str, np.ndarray]:

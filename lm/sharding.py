@@ -304,12 +304,12 @@ def check_length(sizes: Mapping[str, int], length: int, causal: bool, what: str)
       sizes: of the mesh's axes.
       length: tokens of a row.
       causal: whether they see those before them alone; two chunks a device then, for balance.
-      what: the setting that says so, for the message.
+      what: has so many, for the message.
     """
     devices = sizes[LENGTH_AXIS]
     unit = 2 * devices if causal else devices
     check(
         length % unit == 0 or devices == 1,
-        f"{what} is {length}, not a multiple of {unit} (mesh.{LENGTH_AXIS} = {devices}"
+        f"{what} has {length} tokens, not a multiple of {unit} (mesh.{LENGTH_AXIS} = {devices}"
         f"{', two chunks a device' if causal else ''}); change one of them",
     )

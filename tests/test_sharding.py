@@ -75,11 +75,11 @@ def test_batch_must_divide():
 @pytest.mark.parametrize(("length", "causal", "unit"), [(12, True, 8), (6, False, 4)])
 def test_length_must_divide(length, causal, unit):
     sizes = {"data": 1, "fsdp": 1, "context": 4, "tensor": 1}
-    check_length(sizes, 8, causal, "the length of a row")
-    check_length(sizes | {"context": 1}, 7, causal, "the length of a row")
-    message = rf"the length of a row is {length}, not a multiple of {unit} \(mesh.context = 4"
+    check_length(sizes, 8, causal, "a row (data.seq_len)")
+    check_length(sizes | {"context": 1}, 7, causal, "a row (data.seq_len)")
+    message = rf"a row \(data.seq_len\) has {length} tokens, not a multiple of {unit} \(mesh.context = 4"
     with pytest.raises(UserError, match=message):
-        check_length(sizes, length, causal, "the length of a row")
+        check_length(sizes, length, causal, "a row (data.seq_len)")
 
 
 SIZES = {"data": 2, "fsdp": 2, "context": 2, "tensor": 4}

@@ -52,11 +52,12 @@ def run(path: Path, arguments: list[str], free: int | None) -> int:
         _fake(asked.fake_devices)
     console = open_console()
     devices = jax.devices()[: asked.fake_devices or None]
+    mesh = make_mesh(asked.experiment.mesh, devices)
     check(
-        len(devices) > 1,
-        "there is one device, and nothing to compare it with; leave out --fake-devices 0",
+        mesh.size > 1,
+        "the mesh has one device, and nothing to compare it with; give --fake-devices 8, and mesh.devices None",
     )
-    check_shares(asked.experiment, make_mesh(asked.experiment.mesh, devices).shape)
+    check_shares(asked.experiment, mesh.shape)
     if devices[0].platform == "cpu" and free is not None:
         _check_memory(asked.experiment, free)
     alone = on_one_device(asked.experiment, steps=asked.steps, device=devices[0])
@@ -92,6 +93,8 @@ def _check_memory(experiment: "Experiment", free: int) -> None:
 
 
 def _rows(found: "Comparison", experiment: "Experiment", platform: str) -> list[tuple[str, str]]:
+    from lm.equality import MOVED
+
     rows, (length, source) = experiment.train.batch_size, experiment.task.lengths(experiment.data)
     shape = ", ".join(f"{axis} {size}" for axis, size in found.sizes.items() if size > 1) or "data 1"
     tokens = f"{rows} rows of {length}{f' and {source}' if source else ''} made-up tokens"
@@ -101,6 +104,9 @@ def _rows(found: "Comparison", experiment: "Experiment", platform: str) -> list[
         largest = found.largest(kind) if kind else found.largest_of_layers()
         where = "the same to the bit" if largest.relative == 0 else f"{largest.relative:.1e} at {largest.part}"
         said.append((name, where + (f"; {first:.4f} to {last:.4f} nats" if kind == "loss" else "")))
+    said.append(
+        ("rounding", f"makes {found.grown:.1e} of a loss, by one device with its parameters moved by {MOVED:g}")
+    )
     return said
 
 
@@ -109,11 +115,11 @@ def _verdict(console: "Console", found: "Comparison") -> int:
 
     first = found.first
     if first is None:
-        show(console, f"the same: no difference above {found.tolerance:g} of the largest value")
+        show(console, f"the same: no difference above {found.tolerance:g} of the largest value, or what rounding makes")
         return DONE
     show(
         console,
-        f"DIFFERENT: {first.part} is the first that differs, by {first.relative:.1e} of its largest value (tolerance"
-        f" {found.tolerance:g})",
+        f"DIFFERENT: {first.part} is the first that differs, by {first.relative:.1e} of its largest value (allowed"
+        f" {first.allowed:.1e})",
     )
     return FAILED

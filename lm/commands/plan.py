@@ -38,6 +38,7 @@ def run(arguments: list[str]) -> int:
     from lm.config import Experiment
     from lm.plan import make_plan, parse_topology, plan_run, search
     from lm.plan.picture import draw_plan
+    from lm.sharding import MESH_AXES
 
     @dataclass(frozen=True, kw_only=True)
     class PlanArguments:
@@ -66,10 +67,19 @@ def run(arguments: list[str]) -> int:
     default = PlanArguments(experiment=configs.load_file(path))
     asked = configs.parse(PlanArguments, default, arguments[1:], prog=f"lm plan {path}")
     topology = parse_topology(asked.topology)
+    check(asked.search_compile >= 0, f"--search-compile is {asked.search_compile}; it must be 0 or more")
     check(
         asked.search or not asked.search_compile,
         f"--search-compile is {asked.search_compile}, and nothing is searched; add --search",
     )
+    if asked.search:
+        typed = [argument.partition("=")[0] for argument in arguments]
+        axes = [option for option in typed if option in {f"--mesh.{axis}" for axis in MESH_AXES}]
+        check(not axes, f"{' '.join(axes)} is given, and --search tries all meshes; leave one out")
+        check(
+            asked.compile != "yes",
+            "--compile yes is given, and --search ranks by the analytic model; add --search-compile 3 instead",
+        )
     if asked.output is not None:
         check(
             asked.output.suffix in (".png", ".svg", ".pdf"),

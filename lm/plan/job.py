@@ -155,7 +155,8 @@ def make_job(experiment: Experiment, platform: str) -> Job:
     experiment = with_parent(experiment)
     check(
         not experiment.distill.on,
-        "distill is set, and what a teacher takes can't be planned; plan the student alone, without distill.teacher",
+        "distill is set, and what a teacher takes isn't known from shapes; take the student alone, without"
+        " distill.teacher",
     )
     # Everything but the mesh, which is checked against the devices planned for.
     check_experiment(dataclasses.replace(experiment, mesh=MeshConfig(devices=1)))
@@ -183,7 +184,7 @@ def batch_shapes(experiment: Experiment, model: ModelConfig, rows: int) -> dict[
     check(
         task.kind in _ROWS and not several,
         f"task {task.kind}{' with task.multi_label' if several else ''} has batches whose shape depends on the"
-        f" dataset, and can't be planned; can be: {', '.join(_ROWS)}",
+        f" dataset, so that it is neither planned nor checked on made-up ones; can be: {', '.join(_ROWS)}",
     )
     seq_len, source_len = task.lengths(data)
     names = {"tokens", "positions", *_ROWS[task.kind]}

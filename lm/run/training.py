@@ -66,9 +66,9 @@ def check_shares(experiment: Experiment, sizes: Mapping[str, int]) -> None:
     check_batch(sizes, train.batch_size, train.accumulate)
     seq_len, source_len = experiment.task.lengths(experiment.data)
     prompt = " with model.prompt_len" if model.prompt_len else ""
-    check_length(sizes, seq_len + model.prompt_len, model.mask == "causal", f"the length of a row{prompt}")
+    check_length(sizes, seq_len + model.prompt_len, model.mask == "causal", f"a row (data.seq_len{prompt})")
     if model.encoder_layers:
-        check_length(sizes, source_len, False, "the length of a source")
+        check_length(sizes, source_len, False, "a source (data.seq_len, or task.source_len where the task has it)")
 
 
 def check_experiment(experiment: Experiment) -> Mesh:
