@@ -2,7 +2,7 @@
 # A run on a Cloud TPU slice: asks for the slice in the queue, or takes it if it is there, and trains on all of its hosts.
 #
 #   bash scripts/launch/tpu_pod.sh up NAME               waits until the slice is there, and installs this repository
-#   bash scripts/launch/tpu_pod.sh train NAME CONFIG.py RUN [settings …]
+#   bash scripts/launch/tpu_pod.sh train NAME CONFIG.py RUN [settings …] [-- cluster options …]
 #   bash scripts/launch/tpu_pod.sh logs NAME             what the first host writes, as it comes
 #   bash scripts/launch/tpu_pod.sh stop NAME             a SIGTERM to all hosts: the run saves and ends
 #   bash scripts/launch/tpu_pod.sh down NAME             gives the slice back; what lies on its disks is lost
@@ -14,11 +14,12 @@
 # where an attempt fails. A slice that was taken away is asked for again with `up`, and `train` resumes RUN.
 set -euo pipefail
 
-usage() {
-  sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+usage() { # what was wrong; then what stands above
+  echo "$1" >&2
+  sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 }
-[ $# -ge 2 ] || usage
+[ $# -ge 2 ] || usage "an action and a NAME are wanted:"
 what=$1 name=$2
 shift 2
 zone=(--zone "${ZONE:-us-east5-a}" --quiet ${PROJECT:+--project "$PROJECT"})
@@ -58,7 +59,7 @@ up)
   echo "$name is ready; next: bash scripts/launch/tpu_pod.sh train $name CONFIG.py RUN"
   ;;
 train)
-  [ $# -ge 2 ] || usage
+  [ $# -ge 2 ] || usage "'train $name' wants CONFIG.py and RUN:"
   # All hosts start in the same second or so; each learns who the others are from Cloud TPU's metadata.
   on all "cd lm && nohup bash scripts/launch/tpu_host.sh $(printf '%q ' "$@")>> ~/lm.log 2>&1 < /dev/null &"
   echo "started; next: bash scripts/launch/tpu_pod.sh logs $name"
@@ -66,5 +67,5 @@ train)
 logs) on 0 'tail -n 100 -F lm.log' ;;
 stop) on all 'pkill -TERM -f scripts/launch/train.sh' ;;
 down) queued delete "$name" --force ;;
-*) usage ;;
+*) usage "unknown action '$what'; there are up, train, logs, stop and down:" ;;
 esac
