@@ -1,13 +1,17 @@
 """The scripts of scripts/launch, without the clouds they speak to."""
 
+import contextlib
 import math
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tarfile
+import time
 import tomllib
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -139,11 +143,23 @@ def test_logs_stop_and_down(cloud: Path) -> None:
     assert down.startswith("queued-resources delete mine --force")
 
 
-@pytest.mark.parametrize("arguments", [(), ("up",), ("fly", "mine"), ("train", "mine", "config.py")])
-def test_what_is_not_understood_is_answered_with_the_usage(cloud: Path, arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        ((), "an action and a NAME are wanted:"),
+        (("up",), "an action and a NAME are wanted:"),
+        (("fly", "mine"), "unknown action 'fly'; there are up, train, logs, stop and down:"),
+        (("train", "mine", "config.py"), "'train mine' wants CONFIG.py and RUN:"),
+    ],
+)
+def test_what_is_not_understood_is_answered_with_the_usage(cloud: Path, arguments: tuple[str, ...], wrong: str) -> None:
     done = pod(cloud, *arguments)
     assert done.returncode == 2
+    told = done.stderr.splitlines()
+    assert told[0] == wrong
     assert "tpu_pod.sh up NAME" in done.stderr
+    assert told[-1].endswith(".")  # whole sentences
+    assert not any(line.startswith(("#", "set ")) for line in told)
     assert not (cloud / "asked").exists()
 
 
@@ -263,6 +279,199 @@ def test_a_jobset_begins_anew_but_not_after_a_mistake(name: str) -> None:
     assert spec["template"]["spec"]["restartPolicy"] == "Never"  # without which there may be no such policy
     used = set(re.findall(r"\$\{(\w+):-", (LAUNCH / "train.sh").read_text()))
     assert "RETRIES" in used & {entry["name"] for entry in container["env"]}
+
+
+def program(path: Path, text: str) -> Path:
+    """A script in place of a program."""
+    path.write_text(f"#!/usr/bin/env bash\n{text}")
+    path.chmod(0o755)
+    return path
+
+
+def until(path: Path, lines: int = 1) -> None:
+    """Waits until a file has so many lines."""
+    deadline = time.monotonic() + 20
+    while not path.exists() or len(path.read_text().splitlines()) < lines:
+        assert time.monotonic() < deadline, f"{path} has not {lines} lines"
+        time.sleep(0.02)
+
+
+# A run that says that it began, and ends with 75 some time after a SIGTERM, of which it keeps count.
+SAVING = """trap 'echo told >> "$FAKE/told"; sleep 0.3; echo saved >> "$FAKE/saved"; exit 75' TERM
+echo "$$" >> "$FAKE/began"
+sleep 20 &
+wait
+"""
+# Its task is a group of its own, which the signal of scancel goes to, as to every process of a step, unless that is for
+# the batch script. One that is told itself kills its task, as srun may.
+SRUN = """shift
+setsid "$@" &
+task=$!
+trap 'kill -KILL -- "-$task"' TERM INT
+echo "$task" > "$FAKE/task"
+wait "$task"
+"""
+SCANCEL = """echo "$*" >> "$FAKE/cancelled"
+case "$*" in
+*--batch*) kill -TERM "$PPID" ;;
+"--signal=TERM 7") kill -TERM -- "-$(cat "$FAKE/task")" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("signals", "queued"),
+    [([signal.SIGUSR1], True), ([signal.SIGUSR1] * 2, True), ([signal.SIGTERM], False)],
+    ids=["its time is up", "told twice", "cancelled"],
+)
+def test_a_slurm_job_saves_and_goes_into_the_queue_again(
+    tmp_path: Path, signals: list[signal.Signals], queued: bool
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    program(programs / "srun", SRUN)
+    program(programs / "scancel", SCANCEL)
+    program(programs / "scontrol", 'echo "$*" >> "$FAKE/controlled"\n')
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "FAKE": str(tmp_path),
+        "LM": str(program(tmp_path / "lm", SAVING)),
+        "SLURM_JOB_ID": "7",
+        "SLURM_SUBMIT_DIR": str(REPOSITORY),
+        "PAUSE": "0",
+    }
+    job = subprocess.Popen(["bash", str(LAUNCH / "slurm.sbatch"), "config.py", str(tmp_path / "run")], env=environment)
+    try:
+        until(tmp_path / "began")
+        until(tmp_path / "task")
+        for number in signals:
+            job.send_signal(number)
+            until(tmp_path / "told")
+        assert job.wait(timeout=20) == 75
+    finally:
+        job.kill()
+    assert (tmp_path / "cancelled").read_text() == "--signal=TERM 7\n"
+    assert (tmp_path / "saved").exists()
+    assert len((tmp_path / "began").read_text().splitlines()) == 1
+    assert (tmp_path / "controlled").exists() == queued
+    if queued:
+        assert (tmp_path / "controlled").read_text() == "requeue 7\n"
+
+
+def test_slurm_sends_the_signal_that_the_script_waits_for() -> None:
+    text = (LAUNCH / "slurm.sbatch").read_text()
+    (name,) = re.findall(r"^#SBATCH --signal=B:(\w+)@300$", text, re.M)
+    assert f"trap 'pass_on {name}' {name}" in text
+    assert name != "TERM"  # which is what a cancelled job gets
+
+
+def test_a_slurm_job_that_ends_by_itself_keeps_its_status(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    program(programs / "srun", 'shift\n"$@"\n')
+    program(programs / "scontrol", 'echo "$*" >> "$FAKE/controlled"\n')
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "FAKE": str(tmp_path),
+        "LM": str(program(tmp_path / "lm", "exit 2\n")),
+        "SLURM_JOB_ID": "7",
+        "SLURM_SUBMIT_DIR": str(REPOSITORY),
+    }
+    command = ["bash", str(LAUNCH / "slurm.sbatch"), "config.py", str(tmp_path / "run")]
+    assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 2
+    assert not (tmp_path / "controlled").exists()
+
+
+@contextlib.contextmanager
+def train(
+    folder: Path, text: str, *words: str, script: str = "train.sh", **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A script of ours begun with a program in place of `lm`; at the end it is killed, should it be there still."""
+    command = ["bash", str(LAUNCH / script), *words]
+    environment = {**os.environ, "FAKE": str(folder), "LM": str(program(folder / "lm", text)), **environment}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as begun:
+        try:
+            yield begun
+        finally:
+            begun.kill()
+
+
+def test_a_signal_between_two_attempts_is_not_lost(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with train(tmp_path, 'echo x >> "$FAKE/began"; exit 9\n', "config.py", str(tmp_path / "run"), PAUSE="10") as script:
+        assert script.stderr is not None
+        assert script.stderr.readline() == "attempt 1 ended with status 9\n"
+        script.send_signal(signal.SIGTERM)
+        assert script.wait(timeout=20) == 9
+        assert script.stderr.read() == ""
+    assert time.monotonic() - began < 8
+    assert (tmp_path / "began").read_text() == "x\n"
+
+
+def test_a_signal_is_passed_on_and_waited_for(tmp_path: Path) -> None:
+    with train(tmp_path, SAVING, "config.py", str(tmp_path / "run")) as script:
+        until(tmp_path / "began")
+        script.send_signal(signal.SIGTERM)
+        assert script.wait(timeout=20) == 75
+    assert (tmp_path / "saved").read_text() == "saved\n"
+    assert (tmp_path / "began").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize("retries", ["0", "2", "08"])
+def test_attempts_are_as_many_as_asked_for(tmp_path: Path, retries: str) -> None:
+    words = "config.py", str(tmp_path / "run")
+    with train(tmp_path, 'echo x >> "$FAKE/began"; exit 9\n', *words, RETRIES=retries, PAUSE="0.0") as script:
+        _, told = script.communicate(timeout=20)
+    assert script.returncode == 9
+    assert (tmp_path / "began").read_text().count("x") == int(retries) + 1
+    assert told.splitlines()[-1] == f"given up after {int(retries) + 1} attempts"
+
+
+@pytest.mark.parametrize("variable", ["RETRIES", "PAUSE"])
+@pytest.mark.parametrize("value", ["x", "-1", "1 2", "1e3"])
+def test_retries_and_pause_are_numbers(tmp_path: Path, variable: str, value: str) -> None:
+    with train(tmp_path, 'echo x >> "$FAKE/began"; exit 9\n', "a", str(tmp_path / "b"), **{variable: value}) as script:
+        _, told = script.communicate(timeout=20)
+    assert script.returncode == 2
+    (line,) = told.splitlines()
+    assert line.startswith(f"{variable} is '{value}', not a number")
+    assert not (tmp_path / "began").exists()
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "x", "1.5", ""])
+def test_several_processes_are_one_or_more(tmp_path: Path, count: str) -> None:
+    words = count, "config.py", str(tmp_path / "run")
+    with train(tmp_path, 'echo x >> "$FAKE/began"\n', *words, script="local_processes.sh") as script:
+        _, told = script.communicate(timeout=20)
+    assert script.returncode == 2
+    assert told == f"N is '{count}', not a number of processes; give 1 or more\n"
+    assert not (tmp_path / "began").exists()
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_several_processes_take_cluster_options(tmp_path: Path, waiting: bool) -> None:
+    words = ["2", "configs/quickstart.py", str(tmp_path / "a run"), "--train.steps", "100"]
+    words += ["--", "--cluster.wait", "900"] if waiting else []
+    note = 'printf "%s\\n" "$@" > "$FAKE/words.${*: -1}"\n'
+    with train(tmp_path, note, *words, script="local_processes.sh") as script:
+        script.communicate(timeout=20)
+    assert script.returncode == 0
+    for process in range(2):
+        asked = train_arguments((tmp_path / f"words.{process}").read_text().splitlines())
+        assert (asked.run, asked.experiment.train.steps) == (tmp_path / "a run", 100)
+        assert (asked.cluster.processes, asked.cluster.process) == (2, process)
+        assert asked.cluster.wait == (900 if waiting else 300)
+
+
+def test_several_processes_stop_together(tmp_path: Path) -> None:
+    words = "2", "config.py", str(tmp_path / "run")
+    with train(tmp_path, SAVING, *words, script="local_processes.sh") as script:
+        until(tmp_path / "began", 2)
+        script.send_signal(signal.SIGTERM)
+        assert script.wait(timeout=20) == 75
+    assert (tmp_path / "saved").read_text() == "saved\nsaved\n"
 
 
 CONTAINER = REPOSITORY / "scripts" / "container"
