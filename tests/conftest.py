@@ -1,5 +1,7 @@
 """Eight fake CPU devices, a compile cache that outlives the process, and the rule for tests that need torch."""
 
+import ctypes
+import gc
 import importlib.util
 import os
 from importlib import metadata
@@ -55,3 +57,22 @@ def _programs_reused():
 
     with programs_reused():
         yield
+    # What was compiled stays for as long as the process does, which is a whole suite, and what is let go stays with the
+    # allocator: gigabytes.
+    if _resident() > _MOST_RESIDENT:
+        jax.clear_caches()
+        gc.collect()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc has it
+            trim(0)
+
+
+_MOST_RESIDENT = 2 * 10**9
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has, where the system tells."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
