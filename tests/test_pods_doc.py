@@ -1,6 +1,7 @@
 """docs/pods.md: its commands run, as far as they can without a cloud, and the lines that it explains are ours."""
 
 import ast
+import mmap
 import os
 import re
 import shlex
@@ -8,11 +9,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import jaxlib
 import pytest
 import yaml
 from test_launch import ENDPOINTS, instructions, train_arguments
 
-from lm import cli
+from lm import cli, cluster
 from lm.commands import check_mesh
 from lm.commands.exits import DONE, FAILED, MISTAKE, PREEMPTED
 
@@ -176,6 +178,33 @@ def test_a_line_that_nobody_writes_would_be_told(known: list[str]):
     for line in ("5 of 4 processes came, and nobody waits", "process 1 was begun with cluster.processes 3, and …"):
         assert not is_written(line, known)
     assert len(LINES) >= 15
+
+
+def test_a_line_that_is_not_ours_is_one_of_jax():
+    (line,) = re.findall(r"`(\[Gloo\][^`]*)`", TABLE)
+    words = re.split(r"\d+", line.partition("…")[0])
+    (path,) = Path(jaxlib.__file__).parent.glob("libjax_common.*")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as program:
+        assert program.find(words[0].encode() + b"\0") >= 0
+        assert program.find(words[1].encode() + b"\0") >= 0
+        assert program.find(words[-1].strip(" .").encode()) >= 0
+
+
+def test_what_all_processes_must_share_is_said():
+    checks = PAGE.partition("## What start-up checks")[2].partition("\n## ")[0]
+    for item in ("run's folder is one and the same for all", "the same for all (text and tokenizer"):
+        assert item in checks
+    seconds = cluster.SEEN_WITHIN
+    assert "within a minute" in checks
+    assert seconds == 60
+    happens = PAGE.partition("## What happens when")[2].partition("\n## ")[0]
+    assert "one that fails ends all of them" in happens
+
+
+def test_what_the_page_says_of_slurm_is_what_the_script_does():
+    script = (ROOT / "scripts" / "launch" / "slurm.sbatch").read_text()
+    assert "SLURM sends the script a SIGUSR1" in PAGE
+    assert "#SBATCH --signal=B:USR1@300" in script  # five minutes
 
 
 def test_links_lead_somewhere():
