@@ -95,10 +95,11 @@ def join(config: ClusterConfig, *, launched: bool = False) -> None:
         host, _, port = config.coordinator.rpartition(":")
         call = _call_the_roll if config.process == 0 else _answer
         call(host, int(port), config)
-    named = {"coordinator_address": config.coordinator, "num_processes": config.processes, "process_id": config.process}
     try:
-        jax.distributed.initialize(
-            **(named if explicit else {}),  # type: ignore[arg-type]
+        jax.distributed.initialize(  # without names it asks the launcher
+            coordinator_address=config.coordinator,
+            num_processes=config.processes,
+            process_id=config.process,
             initialization_timeout=config.wait,
             heartbeat_timeout_seconds=config.heartbeat,
         )

@@ -205,7 +205,7 @@ def from_dict(cls: type[T], values: Any, where: str = "config") -> T:
     """
     check(isinstance(values, dict), f"{where} is {values!r}; it must be an object")
     hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {f.name for f in dataclasses.fields(typing.cast(Any, cls))}
     unknown = sorted(set(values) - known)
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=1)

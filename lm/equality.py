@@ -152,9 +152,9 @@ def compare(
 def _exact(experiment: Experiment) -> Experiment:
     """The experiment in float32 and without dropout, where equal means equal."""
     model = experiment.model
-    rates = {field.name: 0.0 for field in dataclasses.fields(model) if field.name.endswith("_dropout")}
+    rates: dict[str, Any] = {field.name: 0.0 for field in dataclasses.fields(model) if field.name.endswith("_dropout")}
     lora = dataclasses.replace(model.lora, dropout=0.0)
-    exact = dataclasses.replace(model, compute_dtype="float32", param_dtype="float32", lora=lora, **rates)  # type: ignore[arg-type]
+    exact = dataclasses.replace(model, compute_dtype="float32", param_dtype="float32", lora=lora, **rates)
     return dataclasses.replace(experiment, model=exact)
 
 

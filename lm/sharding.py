@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import jax
 from flax import linen as nn
@@ -24,7 +24,8 @@ LENGTH_AXIS = "context"
 # These are not for choice: whoever reads the batch, and attention over a split length, count on them.
 _FIXED: dict[str, tuple[str, ...]] = {"batch": BATCH_AXES, "length": (LENGTH_AXIS,)}
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +93,15 @@ def _using(rules: Rules) -> Iterator[None]:
         _rules.reset(before)
 
 
-def ruled(function: F, rules: Rules) -> F:
+def ruled(function: Callable[P, T], rules: Rules) -> Callable[P, T]:
     """The function with other rules than the default for `constrain`, whoever traces it."""
 
     @functools.wraps(function)
-    def inside(*args: Any, **kwargs: Any) -> Any:
+    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
         with _using(rules):
             return function(*args, **kwargs)
 
-    return inside  # type: ignore[return-value]
+    return inside
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -207,7 +207,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "generate both prompts": (["generate", "done", "--prompt", "a", "--prompt-ids", "1"], r"--prompt-ids, not both"),
     "generate below zero": (["generate", "done", "--temperature", "-1"], r"temperature is -1\.0; it must be"),
     "generate beyond the context": (["generate", "done", "--prompt", "a" * 40], r"40.*32"),
-    "doctor with a bad mesh": (["doctor", "--mesh.tensor", "5"], r"tensor 5 does not fit 8 device\(s\) \(mesh.devices uses fewer\); make"),
+    "doctor with a bad mesh": (
+        ["doctor", "--mesh.tensor", "5"],
+        r"tensor 5 does not fit 8 device\(s\) \(mesh.devices uses fewer\); make",
+    ),
     "prepare no text": (["prepare", "--data.source", "text:nope"], r"'text:nope' matches no file"),
 }
 

@@ -47,10 +47,10 @@ def _mapped(function: Any, in_specs: Any, out_specs: Any, also: tuple[str, ...] 
     return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False)
 
 
-def _moves(devices: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def _moves(devices: int) -> list[list[tuple[int, int]]]:
     """Whence and whither even and odd chunks go from natural to balanced order: device c had chunks 2 c and 2 c + 1."""
     owner = [*range(devices), *reversed(range(devices))]
-    return tuple([(chunk // 2, owner[chunk]) for chunk in range(first, 2 * devices, 2)] for first in (0, 1))  # type: ignore[return-value]
+    return [[(chunk // 2, owner[chunk]) for chunk in range(first, 2 * devices, 2)] for first in (0, 1)]
 
 
 def balance(x: Array) -> Array:

@@ -85,8 +85,9 @@ class Plan:
     @property
     def traffic(self) -> int:
         """Bytes to and from memory in a step, as compiled for TPUs where that was done."""
-        counted = isinstance(self.compiled, Compiled) and self.topology.platform != "gpu"
-        return self.compiled.traffic if counted else self.analytic.traffic  # type: ignore[union-attr]
+        if isinstance(self.compiled, Compiled) and self.topology.platform != "gpu":
+            return self.compiled.traffic
+        return self.analytic.traffic
 
     @property
     def times(self) -> Times | None:

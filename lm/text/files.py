@@ -206,7 +206,7 @@ def _from_vocab_and_merges(path: Path, vocabulary: dict[str, int]) -> SubwordTok
     missing = [letter for letter in byte_letters() if letter not in vocabulary]
     check(not missing, f"{path} is not a byte-level vocabulary: it lacks {len(missing)} of the 256 bytes")
     try:
-        made = byte_level(models.BPE(vocabulary, merges))  # type: ignore[arg-type]  # pairs, as checked
+        made = byte_level(models.BPE(vocabulary, [(first, second) for first, second in merges]))
     except Exception as error:  # The Rust side raises plain Exception.
         raise UserError(f"{beside} does not fit {path.name}: {one_line(error)}") from None
     if END_OF_TEXT in vocabulary:

@@ -40,14 +40,14 @@ def talk(*said: str) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in zip(roles, said)]}
 
 
-def experiment(path: Path, template: str, tokenizer: str = "byte", steps: int = 150, **data: Any) -> Experiment:
-    settings = {"packing": "documents", "seq_len": 96, "field": "messages", "validation_fraction": 0.0}
+def experiment(path: Path, template: Any, tokenizer: str = "byte", steps: int = 150, **data: Any) -> Experiment:
+    settings: dict[str, Any] = {"packing": "documents", "seq_len": 96, "field": "messages", "validation_fraction": 0.0}
     return Experiment(
         data=DataConfig(
             source=f"jsonl:{path}",
             root=str(path.parent / "datasets"),
-            chat=ChatConfig(template=template),  # type: ignore[arg-type]
-            **settings | data,  # type: ignore[arg-type]
+            chat=ChatConfig(template=template),
+            **settings | data,
         ),
         tokenizer=TokenizerConfig(kind=tokenizer),
         model=ModelConfig(d_model=32, n_layers=2, n_heads=2, max_len=96, positions="rope"),

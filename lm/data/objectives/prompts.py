@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def make_pattern(pattern: str, words: Sequence[str], tokenizer: Tokenizer) -> Pa
     pieces: list[np.ndarray | Slot] = []
     for number, part in enumerate(parts):
         if number % 2:
-            pieces.append(part)  # type: ignore[arg-type]  # one of the slots, as the expression says
+            pieces.append(cast(Slot, part))  # one of the slots, as the expression says
         elif part:
             pieces.append(np.asarray(encode_behind(tokenizer, part) if number else tokenizer.encode(part), np.int32))
     found: dict[tuple[int, ...], str] = {}
